@@ -1,0 +1,1 @@
+"""Evaluators: classes that score an architecture, found by entry point."""

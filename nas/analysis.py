@@ -1,0 +1,119 @@
+"""Exact costs of a network without torch or tensors: parameters, FLOPs, memory, depth, receptive field.
+
+FLOPs are counted as the field's papers do: one multiply-add of a convolution or linear layer is 1. (torch's
+`FlopCounterMode` counts 2.) Norms, activations, pooling and biases are not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from nas.ops import AdaptivePool, Input, Shape
+
+if TYPE_CHECKING:
+    from nas.blocks.base import Block
+    from nas.graph import Graph
+
+BYTES = 4  # float32
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """Costs of a network, or of a part of one.
+
+    Attributes:
+        params: trainable parameters.
+        flops: multiply-adds of convolutions and linear layers, one sample.
+        memory: peak bytes of live float32 activations in inference at batch 1; norms, activations and dropout work
+            in place where nobody else reads their input.
+        depth: weight layers (convolutions, linear layers) on the longest path.
+        field: receptive field (height, width) in input pixels of the last feature map before global pooling.
+        stride: input pixels per output pixel (height, width).
+        shape: output shape.
+    """
+
+    params: int
+    flops: int
+    memory: int
+    depth: int
+    field: tuple[int, int]
+    stride: tuple[int, int]
+    shape: Shape
+
+
+def analyse(graph: Graph) -> Analysis:
+    """Costs of a lowered graph."""
+    nodes, shapes = graph.nodes, graph.shapes
+    last = {i: at for at, node in enumerate(nodes) for i in node.inputs}
+    last[graph.output] = len(nodes)
+    params = flops = live = peak = 0
+    depth: list[int] = []
+    reach: list[tuple[int, int, int, int]] = []  # receptive field and stride, height then width
+    for at, node in enumerate(nodes):
+        op = node.op
+        into = graph.shapes_into(node)
+        if node.weights is None:
+            params += op.params(*into)
+        flops += op.flops(*into)
+        size = prod(shapes[at])
+        in_place = op.inplace and last[node.inputs[0]] == at
+        if not in_place:
+            live += size
+            peak = max(peak, live)
+        for i in set(node.inputs):
+            if last[i] == at and not in_place:
+                live -= prod(shapes[i])
+        if at not in last:
+            live -= size
+        before = max([depth[i] for i in node.inputs], default=0)
+        depth.append(before + 1 if op.layer else before)
+        if type(op) is Input:
+            reach.append((1, 1, 1, 1))
+            continue
+        fh, fw, sh, sw = reach[node.inputs[0]]
+        for i in node.inputs[1:]:
+            a, b, c, d = reach[i]
+            fh, fw, sh, sw = max(fh, a), max(fw, b), max(sh, c), max(sw, d)
+        if type(op) is not AdaptivePool:
+            (kh, kw), (th, tw) = op.window
+            fh, fw, sh, sw = fh + (kh - 1) * sh, fw + (kw - 1) * sw, sh * th, sw * tw
+        reach.append((fh, fw, sh, sw))
+    fh, fw, sh, sw = reach[graph.output]
+    return Analysis(
+        params, flops, peak * BYTES, depth[graph.output], (fh, fw), (sh, sw), shapes[graph.output]
+    )  # fmt: skip
+
+
+def cost(block: Block, *shapes: Shape) -> Analysis:
+    """Costs of a block on inputs of the given shapes, the same as `analyse(block.lower(*shapes))`.
+
+    A block remembers its answer, and containers add up those of their parts, so that a network that differs from
+    one seen before in a single block costs a few look-ups.
+    """
+    known: dict[tuple[Shape, ...], Analysis] = block._memory("costs")
+    found = known.get(shapes)
+    if found is None:
+        steps = block.steps()
+        found = analyse(block.lower(*shapes)) if steps is None else _sum(steps, shapes[0])
+        known[shapes] = found
+    return found
+
+
+def _sum(steps: tuple[tuple[str, Block], ...], shape: Shape) -> Analysis:
+    params = flops = depth = 0
+    memory = prod(shape) * BYTES
+    fh = fw = sh = sw = 1
+    for _, block in steps:
+        # The look-up of `cost`, inlined: this loop is the hot path of scoring a neighbour.
+        part = block._memory("costs").get((shape,)) or cost(block, shape)
+        params += part.params
+        flops += part.flops
+        depth += part.depth
+        if part.memory > memory:
+            memory = part.memory
+        fh, fw = fh + (part.field[0] - 1) * sh, fw + (part.field[1] - 1) * sw
+        sh, sw = sh * part.stride[0], sw * part.stride[1]
+        shape = part.shape
+    return Analysis(params, flops, memory, depth, (fh, fw), (sh, sw), shape)

@@ -1,0 +1,133 @@
+"""An architecture: resolved blocks on an input shape. It knows its graph, key and costs, and goes to and from JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from nas.analysis import Analysis, cost
+from nas.blocks.base import Block, block_from_json, block_to_json
+from nas.choices import Label, resolve
+from nas.errors import SpaceError
+from nas.graph import Graph, GraphBuilder
+from nas.ops import Shape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network with nothing left open.
+
+    Args:
+        body: the resolved block that maps the input to class scores.
+        input_shape: (channels, height, width) that the network reads.
+        classes: number of classes.
+        name: what to call it.
+        genotype: the decisions it came from, if it came from a space.
+    """
+
+    body: Block
+    input_shape: Shape
+    classes: int
+    name: str = "network"
+    genotype: Mapping[str, Label] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.body.is_open:
+            body, genotype = resolve(self.body, lambda decision: 0 if len(decision) == 1 else -1)
+            object.__setattr__(self, "body", body)
+
+    def graph(self) -> Graph:
+        """The lowered network. Raises GraphError if it cannot be built on this input."""
+        return self._graph
+
+    @cached_property
+    def _graph(self) -> Graph:
+        g = GraphBuilder(self.input_shape)
+        steps = self.body.steps()
+        x = 0
+        if steps is None:
+            x = self.body.wire(g, x)
+        for name, part in steps or ():
+            x = g.block(name, part, x)
+        graph = g.graph(x)
+        if graph.shapes[graph.output] != (self.classes,):
+            raise SpaceError(
+                f"architecture {self.name!r} ends in the shape {graph.shapes[graph.output]}, expected {self.classes} "
+                "class scores; end it with a Head"
+            )
+        return graph
+
+    def key(self) -> str:
+        """Structural hash of the network and its input shape; see `nas.keys`."""
+        return self._graph.key()
+
+    @property
+    def analysis(self) -> Analysis:
+        """Exact costs, from block costs seen before where there are any."""
+        return cost(self.body, self.input_shape)
+
+    def metrics(self) -> dict[str, float]:
+        """The costs that can be objectives or limits, known before any training."""
+        a = self.analysis
+        return {"flops": a.flops, "params": a.params, "memory": a.memory, "depth": a.depth}
+
+    def module(self, *, seed: int | None = None) -> nn.Module:
+        """The network as a PyTorch module, initialised from `seed` (PyTorch's own initialisation if None)."""
+        from nas.torch.build import build
+
+        return build(self.graph(), seed=seed)
+
+    def scale(self, *, width: float = 1, depth: float = 1, resolution: int | float | None = None) -> Architecture:
+        """Compound scaling (Tan & Le 2019).
+
+        Args:
+            width: multiplies channels, rounded to multiples of 8, never below 90 %.
+            depth: multiplies the repetitions of each stage, rounded up; added ones copy the stage's last block.
+            resolution: pixels of the shorter side if an int, a multiplier of the present one if a float.
+
+        Raises SpaceError for factors that are not positive.
+        """
+        if width <= 0 or depth <= 0 or (resolution is not None and resolution <= 0):
+            raise SpaceError(f"scale: expected positive factors, got width={width} depth={depth} {resolution=}")
+        c, h, w = self.input_shape
+        if resolution is not None:
+            ratio = resolution / min(h, w) if isinstance(resolution, int) else resolution
+            h, w = max(1, round(h * ratio)), max(1, round(w * ratio))
+        return Architecture(self.body.scaled(width, depth), (c, h, w), self.classes, self.name)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON data, versioned."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "input_shape": list(self.input_shape),
+            "classes": self.classes,
+            "genotype": dict(self.genotype),
+            "body": block_to_json(self.body),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Architecture:
+        """The inverse of `to_json`; raises SpaceError."""
+        try:
+            if data["format"] > FORMAT:
+                raise SpaceError(f"architecture format {data['format']} is newer than {FORMAT}; upgrade this package")
+            body = block_from_json(data["body"])
+            shape = tuple(int(n) for n in data["input_shape"])
+            return cls(body, shape, int(data["classes"]), str(data["name"]), dict(data.get("genotype", {})))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SpaceError(f"architecture JSON: {type(error).__name__} {error}; expected Architecture.to_json") from None
+
+
+def scale(
+    architecture: Architecture, *, width: float = 1, depth: float = 1, resolution: int | float | None = None
+) -> Architecture:
+    """See `Architecture.scale`."""
+    return architecture.scale(width=width, depth=depth, resolution=resolution)

@@ -1,0 +1,171 @@
+"""The command line. Imports only typer at the top: `nas --help` must answer at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from nas.architecture import Architecture
+
+app = typer.Typer(
+    help="Neural architecture search for PyTorch.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+
+
+@app.command()
+def search(
+    space: Annotated[str | None, typer.Option(help="Search space. [default: mobile]", show_default=False)] = None,
+    strategy: Annotated[str | None, typer.Option(help="Who proposes. [default: evolution]", show_default=False)] = None,
+    evaluator: Annotated[str | None, typer.Option(help="Who scores. [default: train]", show_default=False)] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Images: digits, a folder, .npz, MNIST or CIFAR files. [default: digits]")
+    ] = None,
+    objectives: Annotated[str | None, typer.Option(help="[default: accuracy,flops]", show_default=False)] = None,
+    limit: Annotated[list[str] | None, typer.Option(help="Such as flops=300M; may be repeated.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Architectures to evaluate. [default: 48]")] = None,
+    time: Annotated[str | None, typer.Option(help="Time for the whole search, such as 10m.")] = None,
+    trial_timeout: Annotated[str | None, typer.Option(help="Time per trial, such as 90s.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random. [default: 0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ... [default: auto]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch on the CPU. [default: one per core]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. [default: a fresh one under runs/]")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any of these; flags override it.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Option of a plug-in, such as strategy.population=32.")
+    ] = None,
+) -> None:
+    """Search for architectures; ends with the Pareto front and the command to take one home."""
+    from nas.config import Config
+    from nas.report.progress import watch
+    from nas.session import start
+
+    given: dict[str, Any] = {
+        "space": space, "strategy": strategy, "evaluator": evaluator, "data": data, "objectives": objectives,
+        "limits": tuple(limit) if limit else None, "trials": trials, "time": time, "trial_timeout": trial_timeout,
+        "seed": seed, "device": device, "threads": threads, "out": None if out is None else str(out),
+    }  # fmt: skip
+    settings = Config.load(config, given, set_ or ())
+    watch(lambda on_trial: start(settings, on_trial=on_trial))
+
+
+@app.command()
+def resume(
+    run: RunPath,
+    trials: Annotated[int | None, typer.Option(help="New total number of architectures.")] = None,
+    time: Annotated[str | None, typer.Option(help="New total time, such as 1h.")] = None,
+) -> None:
+    """Go on with an interrupted search, or extend a finished one."""
+    from nas.config import parse_seconds
+    from nas.report.progress import watch
+    from nas.session import resume as go_on
+
+    watch(lambda on_trial: go_on(run, trials=trials, time=parse_seconds("time", time), on_trial=on_trial))
+
+
+@app.command()
+def show(
+    run: RunPath,
+    all_: Annotated[bool, typer.Option("--all", help="All trials, not only the front.")] = False,
+    json: Json = False,
+) -> None:
+    """Print the Pareto front of a run, or all of its trials."""
+    from nas.report import tables
+    from nas.session import load
+
+    results = load(run)
+    tables.print_json(tables.run_json(results, everything=all_)) if json else tables.print_run(results, everything=all_)
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(help="runs, spaces, strategies, evaluators or zoo.")] = "runs",
+    folder: Annotated[Path, typer.Option(help="Where the runs are.")] = Path("runs"),
+    json: Json = False,
+) -> None:
+    """List the runs there are, or what can be chosen from."""
+    from nas.report import tables
+
+    rows = tables.rows(what, folder)
+    tables.print_json(rows) if json else tables.print_rows(what, rows)
+
+
+@app.command()
+def inspect(
+    architecture: Annotated[
+        str, typer.Argument(help="A zoo name, a run folder, or an architecture's JSON file.", show_default=False)
+    ],
+    arch: Annotated[str, typer.Option(help="Of a run folder: best, or a trial's number.")] = "best",
+    json: Json = False,
+) -> None:
+    """Print an architecture's blocks, shapes, parameters and FLOPs."""
+    from nas.report import tables
+
+    found = _architecture(architecture, arch)
+    tables.print_json(tables.inspect_json(found)) if json else tables.print_architecture(found)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    arch: Annotated[str, typer.Option(help="best, best:METRIC, or a trial's number.")] = "best",
+    out: Annotated[Path | None, typer.Option(help="Folder to write to. [default: RUN/export]")] = None,
+    name: Annotated[str | None, typer.Option(help="File name. [default: space and trial number]")] = None,
+    json: Json = False,
+) -> None:
+    """Write an architecture as a plain PyTorch file, with its weights, and check that it computes the same."""
+    from nas.export import export_run
+    from nas.report import tables
+
+    exported = export_run(run, arch, out, name)
+    tables.print_json(exported.to_json()) if json else tables.print_export(exported)
+
+
+def _architecture(source: str, which: str) -> Architecture:
+    """From a zoo name, a run folder or a JSON file. Raises NasError."""
+    import json
+
+    from nas.architecture import Architecture
+    from nas.errors import SpaceError
+    from nas.plugins import load as load_object
+    from nas.session import load
+
+    path = Path(source)
+    if path.is_dir():
+        return load(path).select(which).architecture
+    if path.suffix == ".json":
+        try:
+            return Architecture.from_json(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise SpaceError(f"architecture file {path} cannot be read: {error}") from None
+    get = load_object("nas.search_spaces.zoo:get")
+    architecture: Architecture = get(source)
+    return architecture
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line and exit code 2."""
+    from nas.errors import NasError
+
+    try:
+        app()
+    except NasError as error:
+        print(f"nas: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("nas: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

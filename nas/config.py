@@ -1,0 +1,158 @@
+"""One validated configuration for the command line, TOML files and Python."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Self
+
+from nas.errors import ConfigError
+
+SECTIONS = ("space", "strategy", "evaluator", "data")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a search needs; the defaults are those of `nas search`.
+
+    Args:
+        space, strategy, evaluator: plug-in names, or `package.module:Name`.
+        data: where the images are.
+        objectives: `name`, or `name:max` / `name:min`.
+        limits: such as `flops=300M`.
+        trials: how many architectures to evaluate.
+        time: seconds, or text such as `10m`; None for no limit.
+        trial_timeout: the same, per trial.
+        seed: of everything random.
+        device: `auto`, `cpu`, `cuda`, ...
+        threads: of torch on the CPU; 0 for one per core.
+        out: the run folder; None for a fresh one under `runs/`.
+        options: per section (`space`, `strategy`, `evaluator`, `data`) the options that `--set` sets.
+
+    Raises ConfigError for a value of the wrong type or range.
+    """
+
+    space: str = "mobile"
+    strategy: str = "evolution"
+    evaluator: str = "train"
+    data: str = "digits"
+    objectives: tuple[str, ...] = ("accuracy", "flops")
+    limits: tuple[str, ...] = ()
+    trials: int = 48
+    time: float | None = None
+    trial_timeout: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 0
+    out: str | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        for name in ("space", "strategy", "evaluator", "data", "device"):
+            _expect(name, getattr(self, name), str)
+        for name, least in (("trials", 1), ("seed", 0), ("threads", 0)):
+            value = _expect(name, getattr(self, name), int)
+            if value < least:
+                raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value}")
+        for name in ("objectives", "limits"):
+            value = getattr(self, name)
+            parts = value.split(",") if isinstance(value, str) else list(value)
+            put(name, tuple(str(_expect(name, part, str)).strip() for part in parts))
+        if not self.objectives:
+            raise ConfigError("objectives: expected at least one, such as accuracy,flops")
+        for name in ("time", "trial_timeout"):
+            put(name, parse_seconds(name, getattr(self, name)))
+        for section, values in _expect("options", self.options, Mapping).items():
+            if section not in SECTIONS:
+                raise ConfigError(f"options: unknown section {section!r}; expected one of {', '.join(SECTIONS)}")
+            _expect(f"options.{section}", values, Mapping)
+
+    @classmethod
+    def load(cls, file: Path | None, overrides: Mapping[str, Any], settings: Sequence[str] = ()) -> Self:
+        """A TOML file, overridden by flags that were given, overridden by `--set section.name=value`.
+
+        Raises ConfigError for an unreadable file, an unknown key or a bad value.
+        """
+        values = _read(file) if file is not None else {}
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        options = {section: dict(_expect(section, given, Mapping)) for section, given in values.pop("options", {}).items()}
+        for setting in settings:
+            section, name, value = _setting(setting)
+            options.setdefault(section, {})[name] = value
+        return cls.of({**values, "options": options})
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """From plain data; raises ConfigError for an unknown key."""
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                close = get_close_matches(name, known, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ConfigError(f"configuration: unknown key {name!r}{hint} Known: {', '.join(known)}")
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for `run.json`."""
+        return asdict(self)
+
+    def option(self, section: str) -> Mapping[str, Any]:
+        """Options of one section."""
+        return self.options.get(section, {})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {file} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {file} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"configuration file {file} is not TOML: {error}") from None
+
+
+def _setting(text: str) -> tuple[str, str, Any]:
+    match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text, flags=re.DOTALL)
+    if not match or match[1] not in SECTIONS:
+        raise ConfigError(
+            f"--set {text!r} is not SECTION.NAME=VALUE with a section among {', '.join(SECTIONS)}, "
+            "such as strategy.population=32"
+        )
+    return match[1], match[2], parse_value(match[3])
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value (`32`, `0.5`, `true`, `[1, 2]`, `"text"`); anything else is text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def parse_seconds(name: str, value: Any) -> float | None:
+    """Seconds of `90s`, `10m`, `2h`, `1d` or a number; None stays None. Raises ConfigError."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9.]+)\s*(s|m|h|d|)", str(value).strip())
+    try:
+        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0.0
+    except ValueError:
+        seconds = 0.0
+    if seconds <= 0:
+        raise ConfigError(f"{name}: expected a time such as 90s, 10m or 2h, got {value!r}")
+    return seconds
+
+
+def _expect(name: str, value: Any, kind: type[Any]) -> Any:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        word = {str: "text", int: "a whole number", Mapping: "a table"}.get(kind, kind.__name__)
+        raise ConfigError(f"{name}: expected {word}, got {value!r}")
+    return value

@@ -1,0 +1,149 @@
+"""The contract of an evaluator, the task it works on, and users' own functions as evaluators."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.architecture import Architecture
+from nas.errors import PluginError, TimedOut
+from nas.ops import Shape
+from nas.trial import Metric
+
+if TYPE_CHECKING:
+    from nas.torch.data import Data
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned.
+
+    Args:
+        data: where the images are (see `nas.torch.data.load`), None if the evaluator reads none.
+        input_shape: native (channels, height, width).
+        classes: number of classes.
+        options: keyword arguments for loading (`size`, `limit`, `validation`, `seed`).
+        loss: name of the loss.
+    """
+
+    data: str | None
+    input_shape: Shape
+    classes: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    loss: str = "cross_entropy"
+    loaded: Data | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, source: str, **options: Any) -> Task:
+        """The task of classifying the images at `source`; raises DataError."""
+        from nas.torch.data import load
+
+        data = load(source, **options)
+        return cls(source, data.input_shape, data.classes, options, loaded=data)
+
+    def load(self) -> Data:
+        """The images; read only once where this task was made by `Task.of`."""
+        if self.loaded is not None:
+            return self.loaded
+        from nas.torch.data import load
+
+        return load(self.data or "digits", **self.options)
+
+
+class Report:
+    """What an evaluator calls after each epoch: `report(epoch, metrics)`.
+
+    Feeds curves and early stopping, so a call may raise `Stop`; raises TimedOut when the trial's time is up.
+    """
+
+    def __init__(self, send: Callable[[float, Mapping[str, float]], None], timeout: float | None = None) -> None:
+        self._send = send
+        self._end = None if timeout is None else time.monotonic() + timeout
+        self.timeout = timeout
+        self.budget: float | None = None
+        self.metrics: Mapping[str, float] = {}
+
+    def __call__(self, epoch: float, metrics: Mapping[str, float]) -> None:
+        self.budget, self.metrics = epoch, dict(metrics)
+        self._send(epoch, self.metrics)
+        if self.remaining is not None and self.remaining <= 0:
+            raise TimedOut(f"the time limit of {self.timeout:g} s was reached after {epoch:g} epochs")
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left to the trial, None if unlimited. Evaluators look at it between batches."""
+        return None if self._end is None else self._end - time.monotonic()
+
+
+class Evaluator(ABC):
+    """Scores an architecture.
+
+    A subclass's `__init__` takes its options as keyword arguments with defaults; they are what
+    `--set evaluator.NAME=VALUE` sets. An evaluator that needs a long job first has `prepare` as `Strategy` says.
+    """
+
+    metrics: tuple[Metric, ...] = ()
+    """What `evaluate` returns."""
+
+    needs_data: bool = True
+    """Whether `open` reads the task's images."""
+
+    budget: float | None = None
+    """Full budget of a trial (epochs), None if there is no such thing."""
+
+    @abstractmethod
+    def open(self, task: Task, *, device: str, threads: int) -> None:
+        """Called once per worker: load the data, make buffers."""
+
+    @abstractmethod
+    def evaluate(
+        self, arch: Architecture, *, seed: int, budget: float | None, workdir: Path, report: Report
+    ) -> Mapping[str, float]:
+        """Metrics of one architecture.
+
+        Args:
+            seed: all randomness comes from it; the same seed gives the same result on the same device.
+            budget: epochs to spend in all, None for the full budget.
+            workdir: the trial's own folder; what is found there is from an earlier, interrupted evaluation of it.
+            report: to be called with (epochs so far, metrics so far).
+
+        Raises EvaluationError (Diverged, OutOfMemory, TimedOut) for a trial that fails, and lets `Stop` pass.
+        """
+
+
+class Function(Evaluator):
+    """A user's function `f(module, task) -> metrics` as an evaluator: any training, loss or metric.
+
+    `f` gets the network as an initialised `nn.Module` on the device and the `Task` (whose `load()` gives the
+    images), and returns a number per metric. Attributes it may have: `metrics` (a sequence of `Metric`) and
+    `needs_data`.
+    """
+
+    def __init__(self, function: Callable[..., Mapping[str, float]]) -> None:
+        self.function = function
+        self.metrics = tuple(getattr(function, "metrics", (Metric("accuracy"), Metric("loss", "min"))))
+        self.needs_data = bool(getattr(function, "needs_data", True))
+
+    def open(self, task: Task, *, device: str, threads: int) -> None:
+        from nas.torch.runtime import prepare
+
+        prepare(device, threads)
+        self.task, self.device = task, device
+
+    def evaluate(
+        self, arch: Architecture, *, seed: int, budget: float | None, workdir: Path, report: Report
+    ) -> Mapping[str, float]:
+        import torch
+
+        module = arch.module(seed=seed).to(self.device)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # the user's training may draw from the global generator
+            metrics = self.function(module, self.task)
+        if not isinstance(metrics, Mapping):
+            name = getattr(self.function, "__qualname__", str(self.function))
+            raise PluginError(f"{name}(module, task) must return a mapping of metrics, got {type(metrics).__name__}")
+        return metrics

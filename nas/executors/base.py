@@ -1,0 +1,107 @@
+"""The contract of an executor, and what happens to one job wherever it runs."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas.architecture import Architecture
+from nas.errors import EvaluationError, NasError, Stop
+from nas.evaluator import Evaluator, Report
+from nas.trial import Result, State
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation: trial number, architecture, seed, budget (epochs), the trial's folder, and time limit (s)."""
+
+    number: int
+    architecture: Architecture
+    seed: int
+    budget: float | None
+    workdir: Path
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job; `retry` says that the worker was lost, not that the evaluation failed."""
+
+    job: Job
+    result: Result
+    retry: bool = False
+
+
+OnReport = Callable[[Job, float, Mapping[str, float]], None]
+"""Called for each report of a running job; may raise Stop to end it."""
+
+
+class Executor(ABC):
+    """Runs jobs. `submit` never waits; `wait` returns what has finished."""
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """How many jobs it can hold now; may change while workers come and go."""
+
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+
+    @abstractmethod
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
+        """At least one outcome, or none after `timeout` seconds."""
+
+    @abstractmethod
+    def cancel(self, job: Job) -> None:
+        """Drop a job; it has no outcome."""
+
+    @abstractmethod
+    def run_once(self, function: Callable[[], Any], resources: Mapping[str, float]) -> Future[Any]:
+        """Run one long job (a strategy's `prepare`) on a worker."""
+
+    @abstractmethod
+    def close(self, now: bool = False) -> None:
+        """Release the workers; `now` does not wait for running jobs."""
+
+
+def run_job(evaluator: Evaluator, job: Job, on_report: OnReport) -> Result:
+    """Evaluate a job. Whatever the evaluator raises becomes a trial state; KeyboardInterrupt passes."""
+    started = time.perf_counter()
+    report = Report(lambda epoch, metrics: on_report(job, epoch, metrics), job.timeout)
+
+    def result(state: State, metrics: Mapping[str, float], error: str | None = None) -> Result:
+        budget = report.budget if report.budget is not None else (job.budget if state == "ok" else None)
+        return Result(state, dict(metrics), budget, time.perf_counter() - started, error=error)
+
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        metrics = evaluator.evaluate(
+            job.architecture, seed=job.seed, budget=job.budget, workdir=job.workdir, report=report
+        )
+        values = {name: float(value) for name, value in metrics.items()}
+    except Stop:
+        return result("stopped", report.metrics)
+    except EvaluationError as error:
+        return result(error.state, {}, str(error))  # type: ignore[arg-type]  (the tree of errors names states)
+    except NasError as error:
+        return result("failed", {}, str(error))
+    except MemoryError as error:
+        return result("out_of_memory", {}, str(error) or "the process is out of memory")
+    except Exception as error:  # a plug-in may raise anything; one bad network must not end the search
+        (job.workdir / "error.txt").write_text(traceback.format_exc())
+        return result("failed", {}, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    missing = [m.name for m in evaluator.metrics if m.name not in values]
+    if missing:
+        return result("failed", {}, f"the evaluator returned no {missing[0]!r}; it returned {', '.join(values) or 'nothing'}")
+    wild = [name for name, value in values.items() if not math.isfinite(value)]
+    if wild:
+        return result("diverged", {}, f"the metric {wild[0]!r} is {values[wild[0]]}")
+    return result("ok", values)

@@ -1,0 +1,51 @@
+"""One worker in this process, one job at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from nas.evaluator import Evaluator, Task
+from nas.executors.base import Executor, Job, OnReport, Outcome, run_job
+
+
+class Local(Executor):
+    """Evaluates in `wait`, in the order of submission.
+
+    Args:
+        evaluator: opened here once.
+        task, device, threads: passed to `Evaluator.open`.
+        on_report: called for each report of the running job.
+    """
+
+    def __init__(self, evaluator: Evaluator, task: Task, *, device: str, threads: int, on_report: OnReport) -> None:
+        self._evaluator = evaluator
+        self._on_report = on_report
+        self._jobs: deque[Job] = deque()
+        evaluator.open(task, device=device, threads=threads)
+
+    @property
+    def capacity(self) -> int:
+        return 1
+
+    def submit(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
+        if not self._jobs:
+            return []
+        job = self._jobs.popleft()
+        return [Outcome(job, run_job(self._evaluator, job, self._on_report))]
+
+    def cancel(self, job: Job) -> None:
+        self._jobs.remove(job)
+
+    def run_once(self, function: Callable[[], Any], resources: Mapping[str, float]) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function())
+        return future
+
+    def close(self, now: bool = False) -> None:
+        self._jobs.clear()

@@ -1,0 +1,1 @@
+"""Writing an architecture in forms that need nothing of this package."""

@@ -1,0 +1,372 @@
+"""Networks as directed acyclic graphs of primitive operations, in single-assignment order.
+
+A node reads only nodes before it, so a cycle cannot be written down. Names are scopes
+(`stage2.0.expand.conv`); they become module paths and weight keys, and mean nothing to the structure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nas import ops
+from nas.errors import GraphError
+from nas.ops import Op, Shape
+
+if TYPE_CHECKING:
+    import networkx
+
+    from nas.blocks.base import Block
+
+Ref = int  # a value inside a builder: the index of the node that computes it
+
+
+class Node(NamedTuple):
+    """One operation applied to earlier nodes. `weights` names the node whose weights it uses, if not its own."""
+
+    name: str
+    op: Op
+    inputs: tuple[int, ...]
+    weights: str | None = None
+
+
+class Scope(NamedTuple):
+    """A block's place in the graph: the scope that its nodes' names start with, and what block it is."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A lowered network: nodes, their output shapes, the index of the output, and the scopes of its blocks."""
+
+    nodes: tuple[Node, ...]
+    shapes: tuple[Shape, ...]
+    output: int
+    scopes: tuple[Scope, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Indices of the input nodes."""
+        return tuple(i for i, node in enumerate(self.nodes) if type(node.op) is ops.Input)
+
+    def shapes_into(self, node: Node) -> tuple[Shape, ...]:
+        """Shapes that a node reads."""
+        shapes = self.shapes
+        return tuple([shapes[i] for i in node.inputs])
+
+    @cached_property
+    def owners(self) -> Mapping[str, str]:
+        """For every node the name of the node whose weights it uses (mostly its own)."""
+        return {node.name: node.weights or node.name for node in self.nodes}
+
+    def key(self) -> str:
+        """Structural hash: equal for the same network whatever the names or the order of commutative inputs."""
+        return self._key
+
+    @cached_property
+    def _key(self) -> str:
+        from nas.keys import structural_key
+
+        return structural_key(self)
+
+    def verify(self) -> None:
+        """Check every rule that a graph keeps; raises GraphError naming the first node that breaks one."""
+        names = [node.name for node in self.nodes]
+        seen: dict[str, int] = {}
+        if len(self.shapes) != len(self.nodes) or not 0 <= self.output < len(self.nodes):
+            raise GraphError(f"graph: {len(self.nodes)} nodes, {len(self.shapes)} shapes, output {self.output}")
+        for i, node in enumerate(self.nodes):
+            if node.name in seen:
+                raise GraphError(f"node {node.name!r} stands at {seen[node.name]} and again at {i}; names are unique")
+            seen[node.name] = i
+            late = [j for j in node.inputs if not 0 <= j < i]
+            if late:
+                raise GraphError(f"node {node.name!r} at {i} reads {late}: a node reads only earlier nodes")
+            shape = node.op.shape(*self.shapes_into(node))
+            if shape != self.shapes[i]:
+                raise GraphError(f"node {node.name!r}: its shape is {shape}, the graph says {self.shapes[i]}")
+            if node.weights is not None:
+                if node.weights not in seen or node.weights == node.name:
+                    raise GraphError(f"node {node.name!r} uses the weights of {node.weights!r}, no earlier node")
+                owner = self.nodes[seen[node.weights]]
+                if owner.op != node.op or self.shapes_into(owner)[0][0] != self.shapes_into(node)[0][0]:
+                    raise GraphError(f"node {node.name!r} uses the weights of {owner.name!r}, another operation")
+                if owner.weights is not None:
+                    raise GraphError(f"node {node.name!r}: {owner.name!r} itself borrows; name {owner.weights!r}")
+        for scope in self.scopes:
+            if not any(name.startswith(scope.name + ".") for name in names):
+                raise GraphError(f"scope {scope.name!r} has no node")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON data; inputs by name, so that a person can read it."""
+        nodes = []
+        for node in self.nodes:
+            data = {"name": node.name, **ops.to_json(node.op), "inputs": [self.nodes[i].name for i in node.inputs]}
+            nodes.append(data | ({"weights": node.weights} if node.weights else {}))
+        scopes = [list(scope) for scope in self.scopes]
+        return {"nodes": nodes, "output": self.nodes[self.output].name, "scopes": scopes}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Graph:
+        """The inverse of `to_json`; verifies. Raises GraphError."""
+        builder = GraphBuilder()
+        refs: dict[str, int] = {}
+        try:
+            for item in data["nodes"]:
+                values = dict(item)
+                name, inputs = values.pop("name"), values.pop("inputs")
+                weights = values.pop("weights", None)
+                refs[name] = builder.op(name, ops.from_json(values), *(refs[i] for i in inputs), weights=weights)
+            scopes = tuple(Scope(*s) for s in data.get("scopes", ()))
+            graph = builder.graph(refs[data["output"]], prune=False)
+        except (KeyError, TypeError) as error:
+            raise GraphError(f"graph JSON: {type(error).__name__} {error}; was it written by Graph.to_json?") from None
+        graph = cls(graph.nodes, graph.shapes, graph.output, scopes)
+        graph.verify()
+        return graph
+
+    def to_networkx(self) -> networkx.MultiDiGraph:
+        """The graph for networkx: nodes by name with `op`, `shape`, `params`, `flops`; edges carry `position`."""
+        import networkx
+
+        out = networkx.MultiDiGraph()
+        for node, shape in zip(self.nodes, self.shapes, strict=True):
+            into = self.shapes_into(node)
+            params = 0 if node.weights else node.op.params(*into)
+            out.add_node(node.name, op=node.op, shape=shape, params=params, flops=node.op.flops(*into))
+            for position, i in enumerate(node.inputs):
+                out.add_edge(self.nodes[i].name, node.name, position=position)
+        return out
+
+    def __str__(self) -> str:
+        return json.dumps(self.to_json())
+
+
+class GraphBuilder:
+    """Collects nodes; the methods are what a block's `wire` is written with. Each returns a `Ref`.
+
+    `name` is relative to the current scope and must be unique in it. Shapes are checked at once: an impossible
+    operation raises GraphError with the full name of the node.
+    """
+
+    def __init__(self, *input_shapes: Shape) -> None:
+        self._nodes: list[Node] = []
+        self._shapes: list[Shape] = []
+        self._names: set[str] = set()
+        self._scopes: list[Scope] = []
+        self._prefix = ""
+        for i, shape in enumerate(input_shapes):
+            self.op("input" if i == 0 else f"input{i}", ops.Input(shape))
+
+    # -- structure ---------------------------------------------------------------------------------------------
+
+    def shape(self, x: Ref) -> Shape:
+        """Shape of a value."""
+        return self._shapes[x]
+
+    def channels(self, x: Ref) -> int:
+        """Number of channels (or features) of a value."""
+        return self._shapes[x][0]
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Put a prefix before the names of everything built inside."""
+        before = self._prefix
+        self._prefix = f"{before}{name}."
+        try:
+            yield
+        finally:
+            self._prefix = before
+
+    def op(self, name: str, op: Op, *inputs: Ref, weights: str | None = None) -> Ref:
+        """Add a node. `weights`: full name of an earlier node whose weights it shares."""
+        full = self._prefix + name
+        if full in self._names:
+            raise GraphError(f"two nodes are called {full!r}; a block gives each of its nodes a name of its own")
+        self._names.add(full)
+        try:
+            shape = op.shape(*[self._shapes[i] for i in inputs])
+        except GraphError as error:
+            raise GraphError(f"{full}: {error}") from None
+        self._nodes.append(Node(full, op, inputs, weights))
+        self._shapes.append(shape)
+        return len(self._nodes) - 1
+
+    def block(self, name: str, block: Block, *inputs: Ref) -> Ref:
+        """Wire another block under a scope of its own (its lowered form is remembered by the block)."""
+        full = self._prefix + name
+        try:
+            part = block.lower(*[self._shapes[i] for i in inputs])
+        except GraphError as error:
+            raise GraphError(f"{full}.{error}") from None
+        refs = list(inputs)
+        nodes, names = self._nodes, self._names
+        prefix = full + "."
+        start, new = len(nodes), part.nodes[len(inputs) :]
+        for node in new:
+            fresh = prefix + node.name
+            names.add(fresh)
+            weights = None if node.weights is None else prefix + node.weights
+            refs.append(len(nodes))
+            nodes.append(Node(fresh, node.op, tuple([refs[i] for i in node.inputs]), weights))
+        self._shapes.extend(part.shapes[len(inputs) :])
+        if len(names) != len(nodes):
+            raise GraphError(f"two nodes are called alike under {full!r}; give the blocks different names")
+        if len(nodes) > start:
+            self._scopes.append(Scope(full, block.label))
+            self._scopes.extend(Scope(prefix + scope.name, scope.kind) for scope in part.scopes)
+        return refs[part.output]
+
+    def graph(self, output: Ref, *, prune: bool = True) -> Graph:
+        """The finished graph; nodes that do not reach the output are left out."""
+        nodes, shapes, scopes = self._nodes, self._shapes, tuple(self._scopes)
+        if prune:
+            live = [type(node.op) is ops.Input for node in nodes]
+            index = {node.name: i for i, node in enumerate(nodes)} if any(node.weights for node in nodes) else {}
+            live[output] = True
+            for i in range(len(nodes) - 1, -1, -1):
+                if live[i]:
+                    for j in nodes[i].inputs:
+                        live[j] = True
+                    owner = nodes[i].weights
+                    if owner is not None and not live[index[owner]]:
+                        # The owner of shared weights is not part of this network: the first borrower owns them.
+                        raise GraphError(f"node {nodes[i].name!r} uses the weights of {owner!r}, which is unused")
+            if not all(live):
+                place = {}
+                kept = [i for i, alive in enumerate(live) if alive]
+                for new, old in enumerate(kept):
+                    place[old] = new
+                nodes = [nodes[i]._replace(inputs=tuple(place[j] for j in nodes[i].inputs)) for i in kept]
+                shapes = [shapes[i] for i in kept]
+                output = place[output]
+                names = [node.name for node in nodes]
+                scopes = tuple(s for s in scopes if any(name.startswith(s.name + ".") for name in names))
+        return Graph(tuple(nodes), tuple(shapes), output, scopes)
+
+    # -- operations --------------------------------------------------------------------------------------------
+
+    def conv(
+        self, name: str, x: Ref, width: int, kernel: int | ops.Pair = 3, *, stride: int | ops.Pair = 1,
+        padding: int | ops.Pair | None = None, dilation: int = 1, groups: int = 1, bias: bool = False,
+        weights: str | None = None,
+    ) -> Ref:  # fmt: skip
+        """Convolution; `padding=None` keeps the size at stride 1."""
+        kh, kw = kernel = _pair(kernel)
+        pad = (dilation * (kh - 1) // 2, dilation * (kw - 1) // 2) if padding is None else _pair(padding)
+        op = ops.Conv(width, kernel, _pair(stride), pad, (dilation, dilation), groups, bias)
+        return self.op(name, op, x, weights=weights)
+
+    def linear(self, name: str, x: Ref, width: int, *, bias: bool = True, weights: str | None = None) -> Ref:
+        """Fully connected layer."""
+        return self.op(name, ops.Linear(width, bias), x, weights=weights)
+
+    def norm(self, name: str, x: Ref, kind: str = "batch", *, eps: float = 1e-5, momentum: float = 0.1) -> Ref:
+        """Normalisation, one of `nas.ops.NORMS`; `none` adds nothing. Group norm takes about 16 channels a group."""
+        if kind == "none":
+            return x
+        if kind not in ops.NORMS:
+            raise GraphError(f"{self._prefix}{name}: unknown norm {kind!r}; expected one of {', '.join(ops.NORMS)}")
+        groups = 1
+        if kind == "group":
+            width = self.channels(x)
+            groups = max(g for g in range(1, max(1, width // 16) + 1) if width % g == 0)
+        return self.op(name, ops.Norm(kind, groups, eps, momentum), x)
+
+    def activation(self, name: str, x: Ref, kind: str = "relu") -> Ref:
+        """Non-linearity, one of `nas.ops.ACTIVATIONS`; `identity` adds nothing."""
+        if kind == "identity":
+            return x
+        if kind not in ops.ACTIVATIONS:
+            known = ", ".join(ops.ACTIVATIONS)
+            raise GraphError(f"{self._prefix}{name}: unknown activation {kind!r}; expected one of {known}")
+        return self.op(name, _ACTIVATIONS[kind], x)
+
+    def conv_norm_act(
+        self, name: str, x: Ref, width: int, kernel: int | ops.Pair = 3, *, stride: int | ops.Pair = 1,
+        padding: int | ops.Pair | None = None, groups: int = 1, norm: str = "batch", activation: str = "relu",
+        eps: float = 1e-5, momentum: float = 0.1,
+    ) -> Ref:  # fmt: skip
+        """Convolution, norm, activation as `name.conv`, `name.norm`, `name.act`; a bias only where no norm follows."""
+        bias = norm == "none"
+        x = self.conv(f"{name}.conv", x, width, kernel, stride=stride, padding=padding, groups=groups, bias=bias)
+        x = self.norm(f"{name}.norm", x, norm, eps=eps, momentum=momentum)
+        return self.activation(f"{name}.act", x, activation)
+
+    def max_pool(
+        self, name: str, x: Ref, kernel: int = 2, stride: int | None = None, padding: int = 0, ceil: bool = False
+    ) -> Ref:
+        """Max pooling; the stride is the kernel unless given."""
+        return self.op(name, ops.Pool("max", _pair(kernel), _pair(stride or kernel), _pair(padding), ceil), x)
+
+    def avg_pool(
+        self, name: str, x: Ref, kernel: int | ops.Pair = 2, stride: int | None = None, padding: int = 0,
+        ceil: bool = False, count_padding: bool = True,
+    ) -> Ref:  # fmt: skip
+        """Average pooling; the stride is the kernel unless given."""
+        step = _pair(kernel if stride is None else stride)
+        return self.op(name, ops.Pool("avg", _pair(kernel), step, _pair(padding), ceil, count_padding), x)
+
+    def global_pool(self, name: str, x: Ref, size: int = 1) -> Ref:
+        """Average pooling to `size` x `size`."""
+        return self.op(name, ops.AdaptivePool((size, size)), x)
+
+    def add(self, name: str, *x: Ref) -> Ref:
+        """Sum."""
+        return self.op(name, ops.Add(), *x)
+
+    def mean(self, name: str, *x: Ref) -> Ref:
+        """Average."""
+        return self.op(name, ops.Mean(), *x)
+
+    def mul(self, name: str, x: Ref, gate: Ref) -> Ref:
+        """Product with a gate per channel or per position."""
+        return self.op(name, ops.Mul(), x, gate)
+
+    def concat(self, name: str, *x: Ref) -> Ref:
+        """Channels of all inputs, one after the other."""
+        return x[0] if len(x) == 1 else self.op(name, ops.Concat(), *x)
+
+    def slice(self, name: str, x: Ref, start: int, stop: int) -> Ref:
+        """Channels `start` to `stop`."""
+        return self.op(name, ops.Slice(start, stop), x)
+
+    def shuffle(self, name: str, x: Ref, groups: int) -> Ref:
+        """Channel shuffle."""
+        return self.op(name, ops.Shuffle(groups), x)
+
+    def flatten(self, name: str, x: Ref) -> Ref:
+        """Feature map to vector."""
+        return self.op(name, ops.Flatten(), x)
+
+    def dropout(self, name: str, x: Ref, rate: float) -> Ref:
+        """Dropout; rate 0 adds nothing."""
+        return self.op(name, ops.Dropout(rate), x) if rate else x
+
+    def drop_path(self, name: str, x: Ref, rate: float) -> Ref:
+        """Stochastic depth; rate 0 adds nothing."""
+        return self.op(name, ops.DropPath(rate), x) if rate else x
+
+    def module(self, name: str, target: str | type, *x: Ref, **options: Any) -> Ref:
+        """Any `nn.Module` class, given itself or as `package.module:Class`, built with `options`."""
+        if isinstance(target, type):
+            target = f"{target.__module__}:{target.__qualname__}"
+        return self.op(name, ops.Module(target, tuple(sorted(options.items()))), *x)
+
+
+def _pair(value: int | Sequence[int]) -> ops.Pair:
+    if isinstance(value, int):
+        return value, value
+    height, width = value
+    return height, width
+
+
+_ACTIVATIONS: Mapping[str, Op] = {
+    kind: ops.PReLU() if kind == "prelu" else ops.Activation(kind) for kind in ops.ACTIVATIONS
+}

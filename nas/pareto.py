@@ -1,0 +1,71 @@
+"""Pareto fronts, non-dominated ranks, crowding and hypervolume. All objectives are minimised here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.trial import Objective, Trial
+
+Array = NDArray[np.float64]
+
+
+def costs(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Array:
+    """Objective values (trials, objectives), negated where larger is better."""
+    values = [[o.cost(trial.metrics) for o in objectives] for trial in trials]
+    return np.array(values, dtype=np.float64).reshape(len(trials), len(objectives))
+
+
+def ranks(values: Array) -> NDArray[np.int64]:
+    """Non-dominated rank of each row, 0 for the front (Deb et al. 2002). Equal rows share a rank."""
+    n = len(values)
+    out = np.full(n, -1, dtype=np.int64)
+    if n == 0:
+        return out
+    better_or_equal = (values[:, None, :] <= values[None, :, :]).all(axis=2)
+    dominates = better_or_equal & ~better_or_equal.T
+    left, rank = dominates.sum(axis=0), 0
+    while (out < 0).any():
+        front = (left == 0) & (out < 0)
+        out[front] = rank
+        left = left - dominates[front].sum(axis=0)
+        rank += 1
+    return out
+
+
+def crowding(values: Array) -> Array:
+    """Crowding distance of each row among the rows (Deb et al. 2002), infinite at the ends; objectives scaled to 0..1."""
+    n, m = values.shape
+    out = np.zeros(n)
+    for j in range(m):
+        order = np.argsort(values[:, j], kind="stable")
+        column = values[order, j]
+        span = column[-1] - column[0] if n else 0.0
+        if span <= 0:
+            continue
+        out[order[[0, -1]]] = np.inf
+        out[order[1:-1]] += (column[2:] - column[:-2]) / span
+    return out
+
+
+def front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
+    """The non-dominated trials among those that are `ok` and break no limit, one per network, best first objective first."""
+    complete = [t for t in trials if t.ok and t.duplicate_of is None and not t.violations]
+    if not complete:
+        return []
+    values = costs(complete, objectives)
+    best: dict[tuple[float, ...], Trial] = {}
+    for trial, row, rank in zip(complete, values, ranks(values), strict=True):
+        if rank == 0:
+            best.setdefault(tuple(row), trial)
+    return [best[row] for row in sorted(best)]
+
+
+def hypervolume(values: Array, reference: Sequence[float]) -> float:
+    """Volume dominated by the rows up to the reference point (Zitzler & Thiele 1998), by moocore."""
+    import moocore
+
+    inside = values[(values < np.asarray(reference)).all(axis=1)]
+    return float(moocore.hypervolume(inside, ref=np.asarray(reference))) if len(inside) else 0.0

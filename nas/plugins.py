@@ -1,0 +1,119 @@
+"""Finding spaces, strategies and evaluators: by entry point, or as `package.module:Name`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+from nas.errors import PluginError
+from nas.evaluator import Evaluator, Function
+from nas.ops import Shape
+from nas.space import Space
+from nas.strategy import Strategy
+
+Kind = Literal["search_spaces", "strategies", "evaluators"]
+_WORDS = {"search_spaces": "space", "strategies": "strategy", "evaluators": "evaluator"}
+
+
+@cache
+def available(kind: Kind) -> Mapping[str, EntryPoint]:
+    """Installed plug-ins by name. Raises PluginError where two packages claim one name."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=f"nas.{kind}"):
+        if point.name in found and found[point.name].value != point.value:
+            raise PluginError(
+                f"two packages provide the {_WORDS[kind]} {point.name!r}: {found[point.name].value} and {point.value}; "
+                "uninstall one, or name the one you want as package.module:Name"
+            )
+        found[point.name] = point
+    return found
+
+
+def find(kind: Kind, name: str) -> Any:
+    """The plug-in object called `name`, imported. Raises PluginError."""
+    if ":" in name:
+        return load(name)
+    known = available(kind)
+    if name not in known:
+        close = get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise PluginError(
+            f"no {_WORDS[kind]} is called {name!r}; {hint}there are {', '.join(sorted(known)) or 'none installed'}; "
+            "your own is named package.module:Name"
+        )
+    return _loading(known[name].value, known[name].load)
+
+
+def load(reference: str) -> Any:
+    """The object at `package.module:Name`; modules in the current folder are found too. Raises PluginError."""
+    module, _, attribute = reference.partition(":")
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last, so that a user's file never hides a library's
+    loaded = _loading(reference, lambda: importlib.import_module(module))
+    for part in attribute.split("."):
+        if not hasattr(loaded, part):
+            names = [n for n in vars(loaded) if not n.startswith("_")]
+            raise PluginError(f"{reference}: {module} has no {part!r}; it has {', '.join(names[:12]) or 'nothing'}")
+        loaded = getattr(loaded, part)
+    return loaded
+
+
+def _loading(reference: str, action: Callable[[], Any]) -> Any:
+    try:
+        return action()
+    except Exception as error:  # whatever a plug-in's module does at import
+        raise PluginError(f"{reference} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def make_space(name: str, input_shape: Shape, classes: int, options: Mapping[str, Any]) -> Space:
+    """The space `name` for a task. Raises PluginError."""
+    made = _call(find("search_spaces", name), f"space {name!r}", "space", options, input_shape, classes)
+    return _expect(made, Space, f"space {name!r}", "a function (input_shape, classes, **options) that returns a Space")
+
+
+def make_strategy(name: str, *args: Any, options: Mapping[str, Any]) -> Strategy:
+    """The strategy `name` on (space, objectives, limits). Raises PluginError."""
+    made = _call(find("strategies", name), f"strategy {name!r}", "strategy", options, *args)
+    return _expect(made, Strategy, f"strategy {name!r}", "a subclass of nas.strategy.Strategy")
+
+
+def make_evaluator(name: str, options: Mapping[str, Any]) -> Evaluator:
+    """The evaluator `name`; a plain function `f(module, task) -> metrics` becomes one. Raises PluginError."""
+    target = find("evaluators", name)
+    if inspect.isfunction(target):
+        if options:
+            raise PluginError(f"evaluator {name!r} is a function and takes no options, got {', '.join(options)}")
+        return Function(target)
+    made = _call(target, f"evaluator {name!r}", "evaluator", options)
+    return _expect(made, Evaluator, f"evaluator {name!r}", "a subclass of nas.evaluator.Evaluator, or a function")
+
+
+def signature_defaults(target: Callable[..., Any]) -> Mapping[str, Any]:
+    """Default values of a function's parameters."""
+    parameters = inspect.signature(target).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _call(target: Any, what: str, prefix: str, options: Mapping[str, Any], *args: Any) -> Any:
+    if not callable(target):
+        raise PluginError(f"{what} is a {type(target).__name__}, expected a class or function")
+    known = [p.name for p in inspect.signature(target).parameters.values()][len(args) :]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        close = get_close_matches(unknown[0], known, 1)
+        hint = f"; did you mean {prefix}.{close[0]}?" if close else ""
+        raise PluginError(f"{what} has no option {unknown[0]!r}{hint} It has: {', '.join(known) or 'none'}")
+    return target(*args, **options)
+
+
+def _expect(made: Any, kind: type[Any], what: str, expected: str) -> Any:
+    if not isinstance(made, kind):
+        raise PluginError(f"{what} gave a {type(made).__name__}, expected {expected}")
+    return made

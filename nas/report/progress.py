@@ -1,0 +1,153 @@
+"""A search as it is watched: live on a terminal, plain lines elsewhere; Ctrl-C; and what is shown at the end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from nas.errors import RunError
+from nas.report import plot, tables
+from nas.search import Search
+from nas.session import load
+from nas.trial import Trial, format_number
+
+OnTrial = Callable[[Search, Trial], None]
+
+
+def watch(make: Callable[[OnTrial], Search]) -> None:
+    """Run the search that `make` builds, show how it goes, and print the front at the end."""
+    console = Console()
+    display = _Live(console) if console.is_terminal else _Lines(console)
+    search = make(display.on_trial)
+    path = search.store.path
+    console.print(f"run {path}", highlight=False, soft_wrap=True)
+    try:
+        with _interruptible(search, console), display.showing(search):
+            search.run()
+    except KeyboardInterrupt:
+        console.print(f"stopped; go on with: nas resume {path}", highlight=False, soft_wrap=True)
+        raise
+    finally:
+        search.store.close()
+    _finish(search, console)
+
+
+def _finish(search: Search, console: Console) -> None:
+    path = search.store.path
+    if search.stopped:
+        console.print(f"ended early: {search.stopped}; go on with: nas resume {path}", highlight=False, soft_wrap=True)
+    results = load(path)
+    tables.print_run(results)
+    if not results.front:
+        errors = [trial.error for trial in results.trials if trial.error]
+        raise RunError(
+            f"no trial of {path} succeeded" + (f"; the last error: {errors[-1]}" if errors else "; none was feasible")
+        )
+    results.save_front()
+    picture = plot.save_front(results, path / "front.png")
+    console.print(f"front  {picture}", highlight=False, soft_wrap=True)
+    console.print(f"next   nas export {path} --arch best", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _interruptible(search: Search, console: Console) -> Iterator[None]:
+    """First Ctrl-C: finish the running trial and stop. Second: stop now. Both can be resumed."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if search.stopped is not None:
+            raise KeyboardInterrupt
+        search.stop("interrupted")
+        console.print("finishing the running trial; Ctrl-C again stops now", highlight=False)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _status(search: Search) -> str:
+    """Trials, best, front size, time left."""
+    parts = [f"{search.evaluated}/{search.plan.trials} trials"]
+    if search.front:
+        first = search.plan.objectives[0]
+        best = min(search.front, key=lambda t: first.cost(t.metrics)).metrics[first.metric]
+        parts += [f"best {first.metric} {format_number(best)}", f"front {len(search.front)}"]
+    left = _seconds_left(search)
+    return "  ".join(parts if left is None else [*parts, f"{_clock(left)} left"])
+
+
+def _seconds_left(search: Search) -> float | None:
+    if not search.evaluated:
+        return search.plan.seconds
+    by_trials = search.seconds / search.evaluated * (search.plan.trials - search.evaluated)
+    by_clock = search.plan.seconds - search.seconds if search.plan.seconds is not None else by_trials
+    return max(0.0, min(by_trials, by_clock))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _line(search: Search, trial: Trial) -> str:
+    metrics = "  ".join(
+        f"{o.metric} {format_number(trial.metrics[o.metric])}"
+        for o in search.plan.objectives
+        if o.metric in trial.metrics
+    )
+    error = f"  {trial.error}" if trial.error else ""
+    return f"trial {trial.number}  {trial.state}  {metrics}{error}"
+
+
+class _Lines:
+    """One line per evaluated trial."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def showing(self, search: Search) -> Iterator[None]:
+        yield
+
+    def on_trial(self, search: Search, trial: Trial) -> None:
+        if trial.evaluated:
+            print(f"{_line(search, trial)}  [{_status(search)}]", flush=True)
+
+
+class _Live:
+    """A progress bar that stays at the bottom; only what went wrong leaves a line."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (SpinnerColumn(), BarColumn(24), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._task = self._progress.add_task("starting", total=None)
+        self._shown = 0.0
+
+    @contextmanager
+    def showing(self, search: Search) -> Iterator[None]:
+        with self._progress:
+            self._update(search)
+            yield
+
+    def on_trial(self, search: Search, trial: Trial) -> None:
+        if trial.evaluated and not trial.ok:
+            self._progress.console.print(_line(search, trial), highlight=False)
+        now = time.monotonic()
+        if trial.evaluated or now - self._shown > 0.2:  # infeasible proposals come by the thousand
+            self._shown = now
+            self._update(search)
+
+    def _update(self, search: Search) -> None:
+        self._progress.update(
+            self._task, total=search.plan.trials, completed=search.evaluated, description=_status(search)
+        )
+
+

@@ -1,0 +1,328 @@
+"""The loop: ask, check, evaluate, journal, tell."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from nas import pareto
+from nas.errors import GraphError, SpaceError
+from nas.evaluator import Evaluator, Task
+from nas.executors.base import Executor, Job, OnReport, Outcome
+from nas.space import Space
+from nas.store import Asked, Run
+from nas.strategy import Strategy
+from nas.trial import Limit, Objective, Proposal, Result, Trial, format_number
+
+FUTILE = 1000
+"""Proposals in a row that need no evaluation (infeasible, known already) before a search gives up."""
+
+RETRIES = 2
+"""How often a trial is started again after its worker was lost."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to search for, and how long.
+
+    Args:
+        objectives, limits: what is good, and what is allowed.
+        trials: proposals to evaluate; infeasible ones and duplicates do not count.
+        seconds: wall-clock time after which no trial is started, None for no limit.
+        trial_timeout: seconds per trial, None for no limit.
+        seed: all randomness of the run comes from it.
+    """
+
+    objectives: tuple[Objective, ...]
+    limits: tuple[Limit, ...] = ()
+    trials: int = 50
+    seconds: float | None = None
+    trial_timeout: float | None = None
+    seed: int = 0
+
+
+class Search:
+    """One search in one run folder; `run` goes on from whatever the folder's journal holds.
+
+    Args:
+        run: the folder, open for writing.
+        space, strategy, evaluator: what is searched, by whom, judged how.
+        plan: objectives, limits, budgets, seed.
+        executor: makes the executor for this search, given the function to call for each report.
+        on_trial: called after each told trial.
+
+    Attributes:
+        front: the non-dominated trials so far.
+        evaluated: number of trials that count.
+    """
+
+    def __init__(
+        self, run: Run, space: Space, strategy: Strategy, evaluator: Evaluator, plan: Plan,
+        executor: Callable[[OnReport], Executor], *, on_trial: Callable[[Search, Trial], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.store, self.space, self.strategy, self.evaluator, self.plan = run, space, strategy, evaluator, plan
+        self.front: list[Trial] = []
+        self.evaluated = 0
+        self.stopped: str | None = None
+        """Why the search ended early, if it did."""
+        self._executor = executor(self._report)
+        self._on_trial = on_trial
+        self._exact = [limit for limit in plan.limits if limit.exact]
+        self._known: dict[str, Trial] = {}  # key to the trial that evaluated it
+        self._running: dict[str, int] = {}  # key to the number of the trial being evaluated
+        self._waiting: defaultdict[str, list[Asked]] = defaultdict(list)  # the same network, asked again meanwhile
+        self._futile = 0
+        self._started = time.monotonic()
+        self._earlier = sum(trial.seconds for trial in run.trials)
+
+    # -- the loop ----------------------------------------------------------------------------------------------
+
+    def run(self) -> list[Trial]:
+        """Search until the plan is fulfilled or `stop` is called; returns the front.
+
+        Raises SpaceError if the strategy proposes nothing new or feasible `FUTILE` times in a row.
+        """
+        try:
+            self._recover()
+            while True:
+                self._fill()
+                if not self._running:
+                    break
+                for outcome in self._executor.wait():
+                    self._finish(outcome)
+        except BaseException:
+            self._executor.close(now=True)
+            raise
+        self._executor.close()
+        return self.front
+
+    def prepare(self, task: Task, *, device: str) -> None:
+        """Run what the strategy and the evaluator want done once before the first trial (`prepare`)."""
+        for name, plugin in (("strategy", self.strategy), ("evaluator", self.evaluator)):
+            function: Any = getattr(plugin, "prepare", None)
+            if function is not None:
+                folder = self.store.path / "prepare" / name
+                folder.mkdir(parents=True, exist_ok=True)
+
+                def job(function: Any = function, folder: Any = folder) -> Any:
+                    return function(task, folder, seed=self.plan.seed, device=device, report=lambda *_: None)
+
+                self._executor.run_once(job, {}).result()
+
+    def stop(self, reason: str) -> None:
+        """Ask for nothing more; running trials are finished."""
+        self.stopped = reason
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds spent, those of earlier sessions of this run included."""
+        return self._earlier + time.monotonic() - self._started
+
+    def _recover(self) -> None:
+        """Tell the journal again, and start again what had been asked and not told."""
+        for trial in self.store.trials:
+            self._learn(trial)
+        for asked in list(self.store.asked.values()):
+            self._start(asked)
+        self._tidy()
+
+    def _fill(self) -> None:
+        while self._room():
+            rng = np.random.default_rng([self.plan.seed, self.store.proposals])
+            pending = [asked.proposal for asked in self.store.asked.values()]
+            proposals = self.strategy.ask(self._room(), rng, pending)
+            if not proposals:
+                raise SpaceError(f"strategy {type(self.strategy).__name__} proposed nothing; ask returns at least one")
+            for proposal in proposals:
+                self._propose(proposal)
+
+    def _room(self) -> int:
+        """How many evaluations to start now."""
+        if self.plan.seconds is not None and self.stopped is None and self._late():
+            self.stop("the time is up")
+        if self.stopped is not None:
+            return 0
+        running = len(self._running)
+        return max(0, min(self._executor.capacity - running, self.plan.trials - self.evaluated - running))
+
+    def _late(self) -> bool:
+        """Whether a typical trial would not end in time."""
+        assert self.plan.seconds is not None
+        done = [trial.seconds for trial in self.store.trials if trial.evaluated]
+        return self.seconds + (float(np.median(done)) if done else 0.0) > self.plan.seconds
+
+    # -- one proposal ------------------------------------------------------------------------------------------
+
+    def _propose(self, proposal: Proposal) -> None:
+        """Answer a proposal that needs no evaluation at once, start the others."""
+        number = self.store.proposals
+        seed = int(np.random.SeedSequence([self.plan.seed, number]).generate_state(1)[0]) >> 1
+        architecture = self.space.architecture(proposal.genotype)
+        common: dict[str, Any] = {"number": number, "genotype": dict(architecture.genotype), "seed": seed,
+                                  "note": dict(proposal.note)}  # fmt: skip
+        try:
+            key, exact = architecture.key(), architecture.metrics()
+        except GraphError as error:
+            self._tell(Trial(key="", state="infeasible", error=str(error), violations={"graph": 1.0}, **common))
+            return
+        violations = {limit.metric: v for limit in self._exact if (v := limit.violation(exact)) > 0}
+        if violations:
+            self._tell(Trial(key=key, state="infeasible", metrics=exact, violations=violations, **common))
+        elif key in self._known:
+            self._tell(_copy(self._known[key], common))
+        else:
+            self._start(self.store.ask(proposal, key=key, seed=seed, budget=self.evaluator.budget))
+
+    def _start(self, asked: Asked) -> None:
+        if asked.key in self._known:  # a duplicate whose first evaluation ended before the run was interrupted
+            self._tell(_copy(self._known[asked.key], _common(asked)))
+        elif asked.key in self._running:
+            self._waiting[asked.key].append(asked)
+            self._count_futile()
+        else:
+            self._futile = 0
+            self._running[asked.key] = asked.number
+            self._executor.submit(self._job(asked))
+
+    def _job(self, asked: Asked) -> Job:
+        architecture = self.space.architecture(asked.proposal.genotype)
+        workdir = self.store.workdir(asked.number)
+        return Job(asked.number, architecture, asked.seed, asked.budget, workdir, self.plan.trial_timeout)
+
+    def _report(self, job: Job, epoch: float, metrics: Mapping[str, float]) -> None:
+        self.store.report(job.number, epoch, metrics)
+
+    def _finish(self, outcome: Outcome) -> None:
+        job, result = outcome.job, outcome.result
+        asked = self.store.asked[job.number]
+        if outcome.retry:
+            if self.store.retries.get(job.number, 0) < RETRIES:
+                self.store.retry(job.number, result.error or "the worker was lost")
+                self._executor.submit(job)
+                return
+            result = Result("failed", error=f"{result.error or 'the worker was lost'} ({RETRIES + 1} times)")
+        metrics = {**job.architecture.metrics(), **result.metrics} if result.state in ("ok", "stopped") else {}
+        violations = {limit.metric: v for limit in self.plan.limits if (v := limit.violation(metrics)) > 0}
+        del self._running[asked.key]
+        trial = Trial(
+            state=result.state, metrics=metrics, budget=result.budget, seconds=result.seconds, worker=result.worker,
+            error=result.error, violations=violations, key=asked.key, **_common(asked),
+        )  # fmt: skip
+        self._tell(trial)
+        for again in self._waiting.pop(asked.key, []):
+            self._tell(_copy(trial, _common(again)))
+
+    def _tell(self, trial: Trial) -> None:
+        self.store.tell(trial)
+        self._learn(trial)
+        if trial.evaluated:
+            self._tidy()
+        else:
+            self._count_futile()
+        if self._on_trial is not None:
+            self._on_trial(self, trial)
+
+    def _learn(self, trial: Trial) -> None:
+        """What telling changes in memory: the same when a run goes on as when it is replayed."""
+        self.strategy.tell(trial)
+        if not trial.evaluated:
+            return
+        self.evaluated += 1
+        self._known[trial.key] = trial
+        self.front = pareto.front([*self.front, trial], self.plan.objectives)
+
+    # -- giving up ---------------------------------------------------------------------------------------------
+
+    def _count_futile(self) -> None:
+        self._futile += 1
+        if self._futile < FUTILE or self._running:
+            return
+        if self.space.size() <= 100_000 and self._exhausted():
+            self.stop("every feasible architecture of the space has been evaluated")
+            self._futile = 0
+            return
+        raise SpaceError(
+            f"{FUTILE} proposals in a row were infeasible or known already; {self._range()}; "
+            "loosen the limits, choose a larger space, or ask for fewer trials"
+        )
+
+    def _exhausted(self) -> bool:
+        for genotype in self.space.enumerate():
+            architecture = self.space.architecture(genotype)
+            try:
+                metrics, key = architecture.metrics(), architecture.key()
+            except GraphError:
+                continue
+            if key not in self._known and not any(limit.violation(metrics) for limit in self._exact):
+                return False
+        return True
+
+    def _range(self) -> str:
+        """Smallest and largest value of each limited metric among random architectures."""
+        rng = np.random.default_rng(self.plan.seed)
+        low: dict[str, float] = defaultdict(lambda: inf)
+        high: dict[str, float] = defaultdict(lambda: -inf)
+        for genotype in islice(iter(lambda: self.space.sample(rng), None), 200):
+            metrics = self.space.architecture(genotype).metrics()
+            for limit in self._exact:
+                low[limit.metric] = min(low[limit.metric], metrics[limit.metric])
+                high[limit.metric] = max(high[limit.metric], metrics[limit.metric])
+        if not low:
+            return f"the space has {self.space.size():,} genotypes, {len(self._known)} networks were evaluated"
+        return "of 200 random architectures " + ", ".join(
+            f"{name} is {format_number(low[name])} to {format_number(high[name])} (limit {limit.bound:g})"
+            for limit in self._exact
+            for name in (limit.metric,)
+        )
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def _tidy(self) -> None:
+        """Keep the trained weights of the front, drop those of trials outside it and the folders of ended trials."""
+        kept = {trial.number for trial in self.front}
+        running = set(self.store.asked)
+        folders = self.store.path / "trials"
+        for folder in sorted(folders.iterdir()) if folders.is_dir() else ():
+            number = int(folder.name)
+            if number in running:
+                continue
+            weights = folder / "weights.safetensors"
+            if number in kept and weights.exists():
+                target = self.store.weights(number)
+                target.parent.mkdir(exist_ok=True)
+                weights.replace(target)
+            if not (folder / "error.txt").exists():
+                shutil.rmtree(folder)
+        saved = self.store.path / "weights"
+        for file in saved.glob("*.safetensors") if saved.is_dir() else ():
+            if int(file.stem) not in kept:
+                file.unlink()
+
+
+def _common(asked: Asked) -> dict[str, Any]:
+    return {"number": asked.number, "genotype": dict(asked.proposal.genotype), "seed": asked.seed,
+            "note": dict(asked.proposal.note)}  # fmt: skip
+
+
+def _copy(known: Trial, common: Mapping[str, Any]) -> Trial:
+    """The result of a trial told again to a proposal of the same network."""
+    return Trial(
+        key=known.key, state=known.state, metrics=known.metrics, budget=known.budget, error=known.error,
+        violations=known.violations, duplicate_of=known.number, **common,
+    )  # fmt: skip
+
+
+def summary(trials: Sequence[Trial]) -> dict[str, int]:
+    """Number of trials by state; `duplicate` for those answered from an earlier one."""
+    counts: dict[str, int] = defaultdict(int)
+    for trial in trials:
+        counts["duplicate" if trial.duplicate_of is not None else trial.state] += 1
+    return dict(counts)

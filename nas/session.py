@@ -1,0 +1,233 @@
+"""From a configuration to a search, and from a run folder to its results: the Python API."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from nas import pareto
+from nas.architecture import Architecture
+from nas.config import Config
+from nas.errors import ConfigError, NasError, RunError
+from nas.evaluator import Evaluator, Task
+from nas.plugins import make_evaluator, make_space, make_strategy
+from nas.search import Plan, Search
+from nas.space import Space
+from nas.store import Run, write_atomically
+from nas.trial import ANALYSIS_METRICS, Metric, Objective, Trial, parse_limit, parse_objectives
+
+RUNS = Path("runs")
+OnTrial = Callable[[Search, Trial], None]
+
+
+def start(config: Config, *, on_trial: OnTrial | None = None) -> Search:
+    """A new search in a new run folder, ready to `run`. Raises NasError for whatever is wrong with the configuration."""
+    parts = _Parts(config)
+    folder = Path(config.out) if config.out else fresh(RUNS, f"{config.space}-{config.strategy}")
+    task = parts.task
+    saved = {
+        "config": replace(config, out=str(folder)).to_json(),
+        "task": {"data": task.data, "input_shape": list(task.input_shape), "classes": task.classes},
+        "versions": versions(),
+    }
+    run = Run.create(folder, saved)
+    return parts.search(run, on_trial)
+
+
+def resume(path: Path, *, trials: int | None = None, time: float | None = None, on_trial: OnTrial | None = None) -> Search:
+    """The search of a run folder, ready to go on; `trials` and `time` (seconds) replace those of the run."""
+    run = Run.open(path, write=True)
+    try:
+        config = _config(run)
+        if trials is not None:
+            config = replace(config, trials=trials)
+        if time is not None:
+            config = replace(config, time=time)
+        return _Parts(config).search(run, on_trial)
+    except BaseException:
+        run.close()
+        raise
+
+
+def load(path: str | Path) -> Results:
+    """What a run folder holds, without its data or the process that wrote it."""
+    return Results(Run.open(Path(path)))
+
+
+class _Parts:
+    """The plug-ins of a configuration, checked against each other before anything is written."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.evaluator: Evaluator = make_evaluator(config.evaluator, config.option("evaluator"))
+        self.task = _task(config, self.evaluator)
+        self.space = make_space(config.space, self.task.input_shape, self.task.classes, config.option("space"))
+        metrics = _metrics(self.evaluator)
+        objectives = parse_objectives(config.objectives, metrics)
+        limits = tuple(parse_limit(text, metrics) for text in config.limits)
+        self.strategy = make_strategy(
+            config.strategy, self.space, objectives, limits, options=config.option("strategy")
+        )
+        if len(objectives) > 1 and not self.strategy.multi_objective:
+            raise ConfigError(
+                f"strategy {config.strategy!r} takes one objective, got {','.join(config.objectives)}; "
+                "give one with --objectives, or use --strategy=evolution"
+            )
+        self.plan = Plan(objectives, limits, config.trials, config.time, config.trial_timeout, config.seed)
+
+    def search(self, run: Run, on_trial: OnTrial | None) -> Search:
+        from nas.executors.local import Local
+        from nas.torch.runtime import pick_device
+
+        device = pick_device(self.config.device)
+        search = Search(
+            run, self.space, self.strategy, self.evaluator, self.plan,
+            lambda report: Local(
+                self.evaluator, self.task, device=device, threads=self.config.threads, on_report=report
+            ),
+            on_trial=on_trial,
+        )  # fmt: skip
+        search.prepare(self.task, device=device)
+        return search
+
+
+def _task(config: Config, evaluator: Evaluator) -> Task:
+    if evaluator.needs_data:
+        return Task.of(config.data, **config.option("data"))
+    # The space's own defaults say what it is for; an evaluator without data has no images to ask.
+    from nas.plugins import find, signature_defaults
+
+    defaults = signature_defaults(find("search_spaces", config.space))
+    return Task(None, defaults.get("input_shape", (3, 32, 32)), defaults.get("classes", 10))
+
+
+def _metrics(evaluator: Evaluator) -> tuple[Metric, ...]:
+    return (*evaluator.metrics, *ANALYSIS_METRICS)
+
+
+def _config(run: Run) -> Config:
+    try:
+        return Config.of(run.config["config"])
+    except KeyError:
+        raise RunError(f"{run.path / 'run.json'} has no configuration; was it written by another program?") from None
+
+
+class Results:
+    """A run folder, read.
+
+    Attributes:
+        trials: told trials in order.
+        front: the non-dominated ones, best first objective first.
+        objectives: of the run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.path = run.path
+        self.config = _config(run)
+        self.trials = run.trials
+        evaluator = make_evaluator(self.config.evaluator, self.config.option("evaluator"))
+        self.objectives: tuple[Objective, ...] = parse_objectives(self.config.objectives, _metrics(evaluator))
+        self.front = pareto.front(run.trials, self.objectives)
+
+    @property
+    def space(self) -> Space:
+        """The space that was searched."""
+        task = self.run.config["task"]
+        shape = tuple(task["input_shape"])
+        return make_space(self.config.space, shape, task["classes"], self.config.option("space"))
+
+    def best(self, metric: str | None = None) -> Found:
+        """The front's best trial by a metric (by default the first objective). Raises RunError if there is none."""
+        if not self.front:
+            raise RunError(f"run {self.path} has no finished trial yet; let it go on with `nas resume {self.path}`")
+        chosen = next((o for o in self.objectives if o.metric == metric), self.objectives[0] if metric is None else None)
+        if chosen is None:
+            names = ", ".join(o.metric for o in self.objectives)
+            raise RunError(f"run {self.path} has no objective {metric!r}; expected one of {names}")
+        return Found(self, min(self.front, key=lambda trial: chosen.cost(trial.metrics)))
+
+    def trial(self, number: int) -> Found:
+        """A trial by number. Raises RunError if there is none."""
+        for trial in self.trials:
+            if trial.number == number:
+                return Found(self, trial)
+        raise RunError(f"run {self.path} has no finished trial {number}; it has {len(self.trials)}, see `nas show`")
+
+    def select(self, which: str) -> Found:
+        """`best`, `best:METRIC` or a trial's number. Raises RunError."""
+        if which.isdigit():
+            return self.trial(int(which))
+        name, _, metric = which.partition(":")
+        if name != "best":
+            raise RunError(f"architecture {which!r}: expected best, best:METRIC or a trial's number")
+        return self.best(metric or None)
+
+    def save_front(self) -> Path:
+        """Write `front.json`: metrics and architecture of each front trial."""
+        entries = [
+            {"number": t.number, "metrics": dict(t.metrics), "architecture": Found(self, t).architecture.to_json()}
+            for t in self.front
+        ]
+        path = self.path / "front.json"
+        write_atomically(path, json.dumps({"format": 1, "front": entries}, indent=1) + "\n")
+        return path
+
+
+class Found:
+    """One trial of a run: its architecture, module and weights."""
+
+    def __init__(self, results: Results, trial: Trial) -> None:
+        self.trial = trial
+        self._results = results
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture, rebuilt from the genotype."""
+        made = self._results.space.architecture(self.trial.genotype)
+        return replace(made, name=f"{made.name}-{self.trial.number}")
+
+    @property
+    def weights(self) -> Path | None:
+        """File of the trained weights, None where none were kept (they are for the front)."""
+        path = self._results.run.weights(self.trial.number)
+        return path if path.exists() else None
+
+    def module(self, *, weights: bool = False) -> Any:
+        """The network as an `nn.Module` on the CPU; with the searched weights if asked. Raises RunError without any."""
+        module = self.architecture.module(seed=self.trial.seed)
+        if weights:
+            if self.weights is None:
+                raise RunError(f"run {self._results.path} kept no weights of trial {self.trial.number}, only the front's")
+            from nas.export.weights import load as load_weights
+
+            load_weights(self.weights, module)
+        return module
+
+
+def fresh(folder: Path, name: str) -> Path:
+    """A run folder that does not exist yet: `folder/name-1`, `-2`, ..."""
+    stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+    number = 1
+    while (folder / f"{stem}-{number}").exists():
+        number += 1
+    return folder / f"{stem}-{number}"
+
+
+def versions() -> Mapping[str, str]:
+    """Versions of what a run depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("nas", "torch", "numpy", "networkx"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+__all__ = ["Found", "NasError", "Results", "fresh", "load", "resume", "start", "versions"]

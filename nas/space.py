@@ -1,0 +1,218 @@
+"""A search space: a template with open choices, for one input shape and number of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from nas.architecture import Architecture
+from nas.blocks.base import Block
+from nas.choices import Decide, Decision, Genotype, Label, OneOf, resolve, survey
+from nas.counting import count
+from nas.errors import SpaceError
+from nas.ops import Shape
+
+
+@dataclass(frozen=True)
+class _Root(Block):
+    """The template with its input resolution in front; the resolution is a decision like any other."""
+
+    resolution: Any
+    body: Any
+
+    def children(self) -> Iterator[tuple[str, Any]]:
+        yield "resolution", self.resolution
+        yield "", self.body
+
+    def _replaced(self, changes: Mapping[str, Any]) -> _Root:
+        return _Root(changes.get("resolution", self.resolution), changes.get("", self.body))
+
+
+class Space:
+    """All architectures that a template can become.
+
+    Args:
+        template: a block with open choices, from the input to the class scores.
+        input_shape: the data's native (channels, height, width).
+        classes: number of classes.
+        name: how the space is called.
+        resolution: factor on height and width; may be open.
+
+    Genotypes are plain mappings from path to label; a genotype of an older version of the space stays valid when
+    options are added.
+    """
+
+    def __init__(
+        self, template: Block, *, input_shape: Shape, classes: int, name: str = "space",
+        resolution: float | OneOf = 1.0,
+    ) -> None:  # fmt: skip
+        self.template = template
+        self.input_shape = input_shape
+        self.classes = classes
+        self.name = name
+        self._root = _Root(resolution, template)
+
+    def __repr__(self) -> str:
+        return f"Space({self.name!r}, input_shape={self.input_shape}, classes={self.classes})"
+
+    # -- genotypes ---------------------------------------------------------------------------------------------
+
+    def walk(self, decide: Decide) -> Genotype:
+        """Genotype of the decisions that `decide` takes; see `nas.choices.resolve`."""
+        return resolve(self._root, decide)[1]
+
+    def sample(self, rng: np.random.Generator) -> Genotype:
+        """Every active decision uniformly at random."""
+        return self.walk(lambda decision: _draw(rng, len(decision)))
+
+    def mutate(self, genotype: Genotype, rng: np.random.Generator, *, decisions: int = 1) -> Genotype:
+        """Change `decisions` active decisions to other labels; decisions that become active are drawn at random.
+
+        Always differs from the parent. Raises SpaceError if the space has nothing to change.
+        """
+        active = [path for path, n in self._active(genotype) if n > 1]
+        if not active:
+            raise SpaceError(f"space {self.name!r} has no decision with two options: nothing to mutate")
+        picks = rng.choice(len(active), size=min(decisions, len(active)), replace=False)
+        changed = {active[i] for i in picks}
+
+        def decide(decision: Decision) -> int:
+            index = decision.index(genotype[decision.path]) if decision.path in genotype else None
+            if index is None:
+                return _draw(rng, len(decision))
+            if decision.path in changed:
+                return (index + 1 + _draw(rng, len(decision) - 1)) % len(decision)
+            return index
+
+        return self.walk(decide)
+
+    def crossover(self, a: Genotype, b: Genotype, rng: np.random.Generator) -> Genotype:
+        """Each decision from one of two parents at random (uniform crossover), fresh where neither has it."""
+
+        def decide(decision: Decision) -> int:
+            parents = (a, b) if rng.random() < 0.5 else (b, a)
+            for parent in parents:
+                index = decision.index(parent[decision.path]) if decision.path in parent else None
+                if index is not None:
+                    return index
+            return _draw(rng, len(decision))
+
+        return self.walk(decide)
+
+    def neighbours(self, genotype: Genotype, rng: np.random.Generator | None = None) -> Iterator[Genotype]:
+        """All genotypes one decision away, in reading order; decisions that become active take their first option,
+        or a random one if `rng` is given."""
+        for path, n in self._active(genotype):
+            for step in range(1, n):
+
+                def decide(decision: Decision, path: str = path, step: int = step) -> int:
+                    index = decision.index(genotype[decision.path]) if decision.path in genotype else None
+                    if index is None:
+                        return 0 if rng is None else _draw(rng, len(decision))
+                    return (index + step) % len(decision) if decision.path == path else index
+
+                yield self.walk(decide)
+
+    def decisions(self, genotype: Genotype) -> list[Decision]:
+        """The active decisions of a genotype, in reading order. Raises SpaceError if it does not belong here."""
+        found: list[Decision] = []
+        self.walk(_following(self, genotype, found.append))
+        return found
+
+    def check(self, genotype: Genotype) -> Genotype:
+        """The genotype itself if it belongs to this space, else SpaceError naming the first wrong decision."""
+        active = {decision.path for decision in self.decisions(genotype)}
+        unknown = [path for path in genotype if path not in active]
+        if unknown:
+            raise SpaceError(f"space {self.name!r}: decision {unknown[0]!r} does not exist or is not active")
+        return genotype
+
+    def _active(self, genotype: Genotype) -> list[tuple[str, int]]:
+        return [(decision.path, len(decision)) for decision in self.decisions(genotype)]
+
+    # -- architectures -----------------------------------------------------------------------------------------
+
+    def architecture(self, genotype: Genotype) -> Architecture:
+        """The architecture of a genotype. Raises SpaceError if the genotype does not belong to this space."""
+        root, complete = resolve(self._root, _following(self, genotype))
+        c, h, w = self.input_shape
+        shape = (c, max(1, round(h * root.resolution)), max(1, round(w * root.resolution)))
+        return Architecture(root.body, shape, self.classes, self.name, complete)
+
+    # -- the whole space ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def paths(self) -> Mapping[str, tuple[Label, ...]]:
+        """Every decision that can become active: path to labels, in reading order."""
+        return survey(self._root)
+
+    def encode(self, genotype: Genotype) -> np.ndarray:
+        """Integers (len(paths),): position of each decision's label, -1 where the decision is not active."""
+        out = np.full(len(self.paths), -1, dtype=np.int64)
+        for i, (path, labels) in enumerate(self.paths.items()):
+            if path in genotype:
+                out[i] = labels.index(genotype[path])
+        return out
+
+    def decode(self, code: np.ndarray) -> Genotype:
+        """The inverse of `encode`. Raises SpaceError if the code belongs to no genotype."""
+        pairs = zip(self.paths.items(), code, strict=True)
+        return self.check({path: labels[i] for (path, labels), i in pairs if i >= 0})
+
+    def size(self) -> int:
+        """Number of genotypes, exactly (networks can be fewer: two genotypes may be the same network)."""
+        return count(self._root)
+
+    def enumerate(self) -> Iterator[Genotype]:
+        """All genotypes, in reading order of the last decision changing fastest."""
+        prefix: list[int] = []
+        while True:
+            sizes: list[int] = []
+
+            def decide(decision: Decision, sizes: list[int] = sizes) -> int:
+                at = len(sizes)
+                sizes.append(len(decision))
+                if at == len(prefix):
+                    prefix.append(0)
+                return prefix[at]
+
+            yield self.walk(decide)
+            del prefix[len(sizes) :]
+            while prefix and prefix[-1] + 1 == sizes[len(prefix) - 1]:
+                prefix.pop()
+            if not prefix:
+                return
+            prefix[-1] += 1
+
+
+def _draw(rng: np.random.Generator, n: int) -> int:
+    return int(rng.random() * n) if n > 1 else 0
+
+
+def _following(
+    space: Space, genotype: Genotype, visit: Callable[[Decision], None] | None = None
+) -> Callable[[Decision], int]:
+    """The `decide` that takes a genotype's decisions."""
+
+    def decide(decision: Decision) -> int:
+        if visit is not None:
+            visit(decision)
+        if decision.path not in genotype:
+            if len(decision) == 1:
+                return 0
+            raise SpaceError(
+                f"space {space.name!r}: the genotype lacks {decision.path!r}; expected one of {list(decision.labels)}"
+            )
+        index = decision.index(genotype[decision.path])
+        if index is None:
+            raise SpaceError(
+                f"space {space.name!r}: {decision.path}={genotype[decision.path]!r} is not among "
+                f"{list(decision.labels)}"
+            )
+        return index
+
+    return decide

@@ -1,0 +1,1 @@
+"""Search spaces: functions `(input_shape, classes, **options) -> Space`, found by entry point."""

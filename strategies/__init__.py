@@ -1,0 +1,1 @@
+"""Search strategies: classes with `ask` and `tell`, found by entry point."""
