@@ -37,7 +37,7 @@ class Source:
 
 
 SOURCES: Mapping[str, Source] = {
-    "nas-bench-macro": Source("nas.search_spaces.nasbench_macro:nasbench_macro", (3, 32, 32), 10, 3),
+    "nas-bench-macro": Source("nasbench-macro", (3, 32, 32), 10, 3),
 }
 
 
@@ -101,4 +101,4 @@ class Table(Evaluator):
                 if self.train is None:
                     return {"accuracy": row.mean}
                 return {"accuracy": row.accuracies[self.train], "accuracy_mean": row.mean}
-        raise EvaluationError(f"table {self.table!r} has no result for this network; search its space, nasbench-macro")
+        raise EvaluationError(f"table {self.table!r} has no such network; it covers --space={self.source.space}")

@@ -34,12 +34,20 @@ class OneOf:
 
     __slots__ = ("_index", "labels", "name", "options", "ordinal")
 
-    def __init__(self, *options: Any, name: str | None = None, labels: tuple[Label, ...] | None = None) -> None:
+    options: tuple[Any, ...]
+    labels: tuple[Label, ...]
+    name: str | None
+    ordinal: bool
+    _index: dict[Label, int]
+
+    # Typed as Any, because an open choice may stand wherever a value may: `Conv(width=OneOf(16, 32))`.
+    def __new__(cls, *options: Any, name: str | None = None, labels: tuple[Label, ...] | None = None) -> Any:
         if not options:
             raise SpaceError(f"OneOf(name={name!r}) has no options; give at least one")
+        self = super().__new__(cls)
         self.options = options
         self.name = name
-        self.labels: tuple[Label, ...] = labels or tuple(label_of(option) for option in options)
+        self.labels = labels or tuple(label_of(option) for option in options)
         if len(self.labels) != len(options) or len(set(self.labels)) != len(options):
             raise SpaceError(
                 f"OneOf(name={name!r}) has {len(options)} options with the labels {list(self.labels)}; "
@@ -48,6 +56,10 @@ class OneOf:
         self._index = {label: i for i, label in enumerate(self.labels)}
         # Predictors, TPE and supernets use the order of numbers.
         self.ordinal = all(isinstance(o, int | float) and not isinstance(o, bool) for o in options)
+        return self
+
+    def __getnewargs_ex__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self.options, {"name": self.name, "labels": self.labels}
 
     def __len__(self) -> int:
         return len(self.options)

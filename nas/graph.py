@@ -175,9 +175,11 @@ class GraphBuilder:
         return self._shapes[x][0]
 
     @contextmanager
-    def scope(self, name: str) -> Iterator[None]:
-        """Put a prefix before the names of everything built inside."""
+    def scope(self, name: str, kind: str = "") -> Iterator[None]:
+        """Put a prefix before the names of everything built inside. `kind` says which block it is, if it is one."""
         before = self._prefix
+        if kind:
+            self._scopes.append(Scope(before + name, kind))
         self._prefix = f"{before}{name}."
         try:
             yield

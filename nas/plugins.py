@@ -95,7 +95,17 @@ def make_evaluator(name: str, options: Mapping[str, Any]) -> Evaluator:
     return _expect(made, Evaluator, f"evaluator {name!r}", "a subclass of nas.evaluator.Evaluator, or a function")
 
 
-def signature_defaults(target: Callable[..., Any]) -> Mapping[str, Any]:
+def check_options(target: Callable[..., Any], options: Mapping[str, Any], what: str, prefix: str, *, skip: int) -> None:
+    """Raises PluginError for an option that `target` does not take; its first `skip` parameters are not options."""
+    known = list(inspect.signature(target).parameters)[skip:]
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f", did you mean {prefix}.{close[0]}?" if close else ";"
+            raise PluginError(f"{what} has no option {name!r}{hint} It has: {', '.join(known) or 'none'}")
+
+
+def defaults_of(target: Callable[..., Any]) -> Mapping[str, Any]:
     """Default values of a function's parameters."""
     parameters = inspect.signature(target).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
@@ -104,12 +114,7 @@ def signature_defaults(target: Callable[..., Any]) -> Mapping[str, Any]:
 def _call(target: Any, what: str, prefix: str, options: Mapping[str, Any], *args: Any) -> Any:
     if not callable(target):
         raise PluginError(f"{what} is a {type(target).__name__}, expected a class or function")
-    known = [p.name for p in inspect.signature(target).parameters.values()][len(args) :]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        close = get_close_matches(unknown[0], known, 1)
-        hint = f"; did you mean {prefix}.{close[0]}?" if close else ""
-        raise PluginError(f"{what} has no option {unknown[0]!r}{hint} It has: {', '.join(known) or 'none'}")
+    check_options(target, options, what, prefix, skip=len(args))
     return target(*args, **options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ from nas.architecture import Architecture
 from nas.config import Config
 from nas.errors import ConfigError, NasError, RunError
 from nas.evaluator import Evaluator, Task
-from nas.plugins import make_evaluator, make_space, make_strategy
+from nas.plugins import check_options, defaults_of, find, make_evaluator, make_space, make_strategy
 from nas.search import Plan, Search
 from nas.space import Space
 from nas.store import Run, write_atomically
@@ -64,7 +65,8 @@ class _Parts:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.evaluator: Evaluator = make_evaluator(config.evaluator, config.option("evaluator"))
+        self.evaluator = make_evaluator(config.evaluator, config.option("evaluator"))
+        self.device = _device(config, self.evaluator)
         self.task = _task(config, self.evaluator)
         self.space = make_space(config.space, self.task.input_shape, self.task.classes, config.option("space"))
         metrics = _metrics(self.evaluator)
@@ -82,27 +84,34 @@ class _Parts:
 
     def search(self, run: Run, on_trial: OnTrial | None) -> Search:
         from nas.executors.local import Local
-        from nas.torch.runtime import pick_device
 
-        device = pick_device(self.config.device)
+        threads = self.config.threads or len(os.sched_getaffinity(0))
         search = Search(
             run, self.space, self.strategy, self.evaluator, self.plan,
-            lambda report: Local(
-                self.evaluator, self.task, device=device, threads=self.config.threads, on_report=report
-            ),
+            lambda report: Local(self.evaluator, self.task, device=self.device, threads=threads, on_report=report),
             on_trial=on_trial,
         )  # fmt: skip
-        search.prepare(self.task, device=device)
+        search.prepare(self.task, device=self.device)
         return search
+
+
+def _device(config: Config, evaluator: Evaluator) -> str:
+    if not evaluator.needs_data:
+        return "cpu"  # nothing is computed with torch, so it need not even be imported
+    from nas.torch.runtime import pick_device
+
+    return str(pick_device(config.device))
 
 
 def _task(config: Config, evaluator: Evaluator) -> Task:
     if evaluator.needs_data:
-        return Task.of(config.data, **config.option("data"))
-    # The space's own defaults say what it is for; an evaluator without data has no images to ask.
-    from nas.plugins import find, signature_defaults
+        from nas.torch.data import load
 
-    defaults = signature_defaults(find("search_spaces", config.space))
+        options = config.option("data")
+        check_options(load, options, "data", "data", skip=1)
+        return Task.of(config.data, **options)
+    # The space's own defaults say what it is for; an evaluator without data has no images to ask.
+    defaults = defaults_of(find("search_spaces", config.space))
     return Task(None, defaults.get("input_shape", (3, 32, 32)), defaults.get("classes", 10))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -158,7 +158,7 @@ class Space:
                 out[i] = labels.index(genotype[path])
         return out
 
-    def decode(self, code: np.ndarray) -> Genotype:
+    def decode(self, code: Sequence[int] | np.ndarray) -> Genotype:
         """The inverse of `encode`. Raises SpaceError if the code belongs to no genotype."""
         pairs = zip(self.paths.items(), code, strict=True)
         return self.check({path: labels[i] for (path, labels), i in pairs if i >= 0})

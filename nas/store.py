@@ -130,7 +130,9 @@ class Run:
         return asked
 
     def report(self, number: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """Record metrics of a running trial."""
+        """Record metrics of a running trial; an epoch that was recorded before an interruption is not repeated."""
+        if any(known == epoch for known, _ in self.curves.get(number, ())):
+            return
         event = {"event": "report", "number": number, "epoch": epoch, "metrics": dict(metrics)}
         self._append(event, sync=False)
         self._apply(event)

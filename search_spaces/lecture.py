@@ -8,10 +8,10 @@ plain convolutions and the identity, so one search compares them on one's own im
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from nas.blocks import (
-    Bottleneck, Chain, Conv, Dense, Head, Inception, InvertedResidual, Residual, Separable, Skip, make_divisible,
-)  # fmt: skip
+from nas import blocks
+from nas.blocks import Chain, Conv, Head, make_divisible
 from nas.choices import OneOf, Repeat
 from nas.errors import SpaceError
 from nas.ops import ACTIVATIONS, Shape
@@ -53,12 +53,21 @@ def lecture(
     return Space(template, input_shape=input_shape, classes=classes, name="lecture")
 
 
-def layer(widths: Sequence[int], kernels: Sequence[int], activations: Sequence[str]) -> OneOf:
+def layer(widths: Sequence[int], kernels: Sequence[int], activations: Sequence[str]) -> Any:
     """Which block a layer is; all but the identity choose a width, a kernel and an activation."""
     options = {
         "width": OneOf(*widths, name="width"),
         "kernel": OneOf(*kernels, name="kernel"),
         "activation": OneOf(*activations, name="activation"),
     }
-    blocks = (Residual, Bottleneck, Dense, Inception, Separable, InvertedResidual, Conv)
-    return OneOf(*(block(**options) for block in blocks), Skip(), name="block")
+    return OneOf(
+        blocks.Residual(**options),
+        blocks.Bottleneck(**options),
+        blocks.Dense(**options),
+        blocks.Inception(**options),
+        blocks.Separable(**options),
+        blocks.InvertedResidual(**options),
+        blocks.Conv(**options),
+        blocks.Skip(),
+        name="block",
+    )

@@ -11,6 +11,7 @@ This file is also the example of how to write a space: blocks whose fields hold 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from nas.blocks import Chain, Conv, Head, InvertedResidual, Separable, Skip, SqueezeExcite, make_divisible
 from nas.choices import OneOf, Repeat
@@ -55,15 +56,14 @@ def mobile(
     stem_stride = 2 if strides > 3 else 1  # small images keep their resolution in the stem
     table = _stages(strides - (stem_stride == 2), stages)
 
-    def scaled(widths: Sequence[int]) -> OneOf:
+    def scaled(widths: Sequence[int]) -> Any:
         return OneOf(*dict.fromkeys(make_divisible(w * width) for w in widths))
 
     # One object in two places is one decision: the stem and the head have the same activation.
     activation = OneOf(*activations, name="activation")
+    block = layer(kernels, expansions, activations)
     body = {
-        f"stage{i}": Repeat(
-            layer(kernels, expansions, activations), OneOf(*depths), each={"width": scaled(widths)}, first={"stride": stride}
-        )
+        f"stage{i}": Repeat(block, OneOf(*depths), each={"width": scaled(widths)}, first={"stride": stride})
         for i, (widths, depths, stride) in enumerate(table, 1)
     }
     last = table[-1][0][-1]
@@ -73,12 +73,11 @@ def mobile(
         features=Conv(scaled((2 * last, 4 * last)), kernel=1, activation=activation),
         head=Head(classes),
     )
-    return Space(
-        template, input_shape=input_shape, classes=classes, name="mobile", resolution=OneOf(*resolutions)
-    )  # fmt: skip
+    resolution = OneOf(*resolutions)
+    return Space(template, input_shape=input_shape, classes=classes, name="mobile", resolution=resolution)
 
 
-def layer(kernels: Sequence[int], expansions: Sequence[float], activations: Sequence[str]) -> OneOf:
+def layer(kernels: Sequence[int], expansions: Sequence[float], activations: Sequence[str]) -> Any:
     """One layer: which block it is, and what that block leaves open. Options that share a choice share its name."""
     kernel = OneOf(*kernels, name="kernel")
     activation = OneOf(*activations, name="activation")

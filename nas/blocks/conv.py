@@ -80,7 +80,8 @@ class Skip(Block):
         width = self.width_for(g, x[0])
         if width == g.channels(x[0]) and self.stride == 1:
             return x[0]
-        return g.conv_norm_act("project", x[0], width, 1, stride=self.stride, norm=self.norm, activation="identity")
+        y = g.conv("conv", x[0], width, 1, stride=self.stride, bias=self.norm == "none")
+        return g.norm("norm", y, self.norm)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def squeeze(g: GraphBuilder, se: SqueezeExcite | None, x: Ref, base: int) -> Ref
     """Apply an optional squeeze-and-excitation; `base` is the channel count of the surrounding block's input."""
     if se is None:
         return x
-    with g.scope("se"):
+    with g.scope("se", SqueezeExcite.label):
         return se.gated(g, x, base if se.of == "input" else g.channels(x))
 
 

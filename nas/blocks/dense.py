@@ -31,8 +31,8 @@ class DenseBlock(Block):
     def wire(self, g: GraphBuilder, *x: Ref) -> Ref:
         outputs = [x[0]]
         for i in range(self.layers):
-            with g.scope(f"layer{i}"):
-                y = g.concat("concat", *outputs)
+            y = g.concat(f"concat{i}", *outputs)
+            with g.scope(f"layer{i}", "dense_layer"):
                 if self.bottleneck:
                     y = g.activation("act1", g.norm("norm1", y, self.norm), self.activation)
                     y = g.conv("conv1", y, self.bottleneck * self.growth, 1)

@@ -152,7 +152,8 @@ def _common_size(headers: Sequence[Header], size: int | None) -> tuple[int, int,
 def _header(path: str) -> Header:
     def read(image: Image) -> Header:
         width, height = image.size
-        if image.getexif().get(ORIENTATION, 1) >= 5:
+        # looking for a tag where none was announced would decode a PNG, and a TIFF is turned by Pillow
+        if "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5:
             width, height = height, width
         return Header(image.mode in GREY_MODES, height, width)
 
@@ -163,7 +164,8 @@ def _open(path: str, read: Callable[[Image], T]) -> T:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        # not by its path: Pillow would map an uncompressed TIFF, and misread one taken upright
+        with open(path, "rb") as file, Image.open(file) as image:
             return read(image)
     except Exception as error:  # decoders of damaged files raise anything
         raise DataError(f"cannot read image {path}: {first_line(error)}; repair or remove it") from error

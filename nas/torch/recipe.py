@@ -1,0 +1,82 @@
+"""How a short training goes: everything that is not the network or the data, checked in one place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from nas.errors import ConfigError
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+_PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_NUMBER = (int, float)
+_RULES: Mapping[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]] = {
+    "epochs": (int, lambda v: v >= 1, "a whole number of at least 1"),
+    "batch": (int, lambda v: v >= 2, "a whole number of at least 2"),
+    "optimizer": (str, ("sgd", "adamw").__contains__, "sgd or adamw"),
+    "lr": (_NUMBER, lambda v: 0 < v < math.inf, "a number above 0"),
+    "momentum": (_NUMBER, lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+    "weight_decay": (_NUMBER, lambda v: 0 <= v < math.inf, "a number of at least 0"),
+    "warmup": (_NUMBER, lambda v: 0 <= v < math.inf, "a number of epochs of at least 0"),
+    "label_smoothing": (_NUMBER, lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+    "clip": ((*_NUMBER, type(None)), lambda v: v is None or v > 0, "a gradient norm above 0, or none"),
+    "augment": (bool, lambda v: True, "true or false"),
+    "precision": (str, _PRECISIONS.__contains__, ", ".join(_PRECISIONS)),
+    "channels_last": (bool, lambda v: True, "true or false"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a short training goes. The defaults are the best found by `benchmarks/training.py`.
+
+    Arguments:
+        epochs: of the full training; over them the learning rate falls to 0 (cosine).
+        batch: images per step.
+        optimizer: "sgd" (Nesterov) or "adamw".
+        lr: peak learning rate, reached after the warm-up.
+        momentum: of SGD, or the first beta of AdamW.
+        weight_decay: of convolutions and linear layers; never of norms, biases and PReLU.
+        warmup: epochs in which the learning rate rises linearly.
+        label_smoothing: share of the target that is spread over all classes.
+        clip: largest norm of the gradient of all parameters together; None does not clip.
+        augment: random shifts and mirroring; for whoever makes the batches, as is `batch`.
+        precision: of the forward pass; "auto" is float32 on a CPU, and on a GPU bfloat16 or, where that
+            is not in hardware, float16.
+        channels_last: memory format of activations and weights.
+
+    Raises ConfigError if a value is out of range.
+    """
+
+    epochs: int = 8
+    batch: int = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.5
+    label_smoothing: float = 0.1
+    clip: float | None = None
+    augment: bool = True
+    precision: Precision = "auto"
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            kinds, is_valid, expected = _RULES[field.name]
+            value = getattr(self, field.name)
+            is_misplaced = isinstance(value, bool) and kinds is not bool
+            if is_misplaced or not isinstance(value, kinds) or not is_valid(value):
+                raise ConfigError(f"{field.name}: expected {expected}, got {value!r}")
+        if self.warmup >= self.epochs:
+            raise ConfigError(f"warmup: expected fewer than all {self.epochs} epochs, got {self.warmup}")
+
+    def lr_at(self, epoch: float) -> float:
+        """Learning rate of the step that ends `epoch` epochs after the start, 0 < epoch <= epochs."""
+        if epoch < self.warmup:
+            return self.lr * epoch / self.warmup
+        done = (epoch - self.warmup) / (self.epochs - self.warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,289 @@
+"""Short trainings of a classifier that can be stopped after any epoch and continued as if they had not been.
+
+Everything random about epoch e depends on (seed, e) alone, the learning rate on the step alone. So a
+checkpoint holds weights and optimiser, and a training continued from it is the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nas.errors import ConfigError, Diverged, EvaluationError, NasError, OutOfMemory, Stop, TimedOut
+from nas.torch.recipe import Precision, Recipe
+from nas.torch.runtime import is_out_of_memory
+
+if TYPE_CHECKING:
+    from nas.torch.loader import Batches
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Metrics = dict[str, float]
+Pairs = Iterable[tuple[Tensor, Tensor]]
+
+CHECKPOINT_FORMAT = 1
+STEPS_PER_LOOK = 50  # at the loss: on a GPU each look waits for the device
+
+
+def fit(
+    module: nn.Module,
+    train: Batches,
+    validation: Batches,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: str | torch.device,
+    epochs: int | None = None,
+    checkpoint: Path | None = None,
+    report: Callable[[float, Mapping[str, float]], None] | None = None,
+    deadline: float | None = None,
+) -> Metrics:
+    """Train `module` in place, on `device`, and return the metrics of its last epoch.
+
+    The metrics: "accuracy" (0..1) and "loss" (cross entropy) on `validation`, and "train_loss", the mean
+    of what was minimised. On the same machine with the same threads, a CPU repeats them bit for bit.
+
+    Arguments:
+        module: maps images (N, C, H, W) to logits (N, classes); initialised by the caller.
+        train, validation: batches on `device`, of the recipe's `batch`, `augment` and `channels_last`.
+        seed: of dropout, at least 0. The order of the images is the batches' own.
+        epochs: where to stop, at most `recipe.epochs`, over which the learning rate is planned all the same.
+        checkpoint: file written after every epoch and, if it exists, continued from.
+        report: called with (epochs done, metrics) after every epoch, with the epochs that a checkpoint
+            remembers too, so that it hears the same after an interruption. May raise Stop.
+        deadline: seconds from now; checked between batches.
+
+    Raises Diverged, OutOfMemory or TimedOut; EvaluationError if the module raises anything else or the
+    checkpoint belongs to another training; ConfigError if `epochs` is out of range.
+    """
+    last = recipe.epochs if epochs is None else epochs
+    if not 1 <= last <= recipe.epochs:
+        raise ConfigError(f"epochs: expected 1 to the recipe's {recipe.epochs}, got {last}")
+    end = math.inf if deadline is None else time.monotonic() + deadline
+    training = _Training(module, recipe, len(train), seed, torch.device(device))
+    history = training.restore(checkpoint) if checkpoint and checkpoint.exists() else []
+    if len(history) > last:
+        raise EvaluationError(f"{checkpoint}: is at epoch {len(history)}, past {last}; delete it to start afresh")
+    for epoch in range(last):
+        if epoch == len(history):
+            history.append(training.epoch(epoch, train, validation, end))
+            if checkpoint:
+                training.save(checkpoint, history)
+        if report:
+            report(epoch + 1.0, history[epoch])
+    return history[-1]
+
+
+def evaluate(
+    module: nn.Module, batches: Batches, *, device: str | torch.device, precision: Precision = "auto"
+) -> Metrics:
+    """Return the "accuracy" (0..1) and "loss" (mean cross entropy) of `module`, all on `device`.
+
+    Raises Diverged if the loss is not finite, OutOfMemory, or EvaluationError if the module raises.
+    """
+    return _evaluate(module, batches.epoch(0), torch.device(device), precision)
+
+
+def _trial_errors(function: Callable[P, T]) -> Callable[P, T]:
+    """Turn what torch or a user's layer raises into one line and a trial state."""
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except NasError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            if not is_out_of_memory(error):
+                raise EvaluationError(reason) from error
+        # Out here the error and the frames that it held are gone, and their tensors with them.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise OutOfMemory(f"{reason}; a smaller batch or network needs less")
+
+    return wrapper
+
+
+class _Training:
+    """A module and what its training carries from one step to the next."""
+
+    @_trial_errors
+    def __init__(
+        self, module: nn.Module, recipe: Recipe, steps: int, seed: int, device: torch.device
+    ) -> None:
+        layout = torch.channels_last if recipe.channels_last else torch.preserve_format
+        self.module = module.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.recipe, self.steps, self.seed, self.device = recipe, steps, seed, device
+        self.optimizer = _optimizer(module, recipe)
+        is_half = _autocast_type(recipe.precision, device) is torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=is_half)
+
+    @_trial_errors
+    def epoch(self, epoch: int, train: Batches, validation: Batches, end: float) -> Metrics:
+        """Train epoch number `epoch`, counted from 0, and measure."""
+        self.module.train()
+        total, steps = torch.zeros((), device=self.device), 0
+        with _own_randomness((self.seed, epoch), self.device):
+            for index, (x, y) in enumerate(_until(end, train.epoch(epoch))):
+                if len(y) == 1:
+                    continue  # batch norm cannot take the variance of one image
+                total += self._step(x, y, self.recipe.lr_at(epoch + (index + 1) / self.steps))
+                steps += 1
+                if steps % STEPS_PER_LOOK == 0:
+                    _check_finite(total, "training loss")
+        if steps == 0:
+            raise EvaluationError("no batch to train on: expected at least two training images")
+        train_loss = _check_finite(total / steps, "training loss")
+        batches = _until(end, validation.epoch(0))
+        metrics = _evaluate(self.module, batches, self.device, self.recipe.precision)
+        return {**metrics, "train_loss": train_loss}
+
+    def _step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with _autocast(self.recipe.precision, self.device):
+            logits = self.module(x)
+        loss = functional.cross_entropy(logits.float(), y, label_smoothing=self.recipe.label_smoothing)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(self.scaler.scale(loss))
+        if self.recipe.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def save(self, path: Path, history: list[Metrics]) -> None:
+        """Write a checkpoint; whoever reads `path` finds the old one or the new one, whole."""
+        state = {
+            "training": self._identity(),
+            "history": history,
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            torch.save(state, temporary)
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            raise EvaluationError(f"{path}: cannot write the checkpoint: {error}") from error
+
+    def restore(self, path: Path) -> list[Metrics]:
+        """Take up a checkpoint and return the metrics of its epochs."""
+        advice = "delete it to start afresh"
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            saved, history = dict(state["training"]), list(state["history"])
+        except Exception as error:
+            raise EvaluationError(f"{path}: not a checkpoint of a training; {advice}") from error
+        for name, value in self._identity().items():
+            if saved.get(name) != value:
+                found = f"{name} was {saved.get(name)!r} and is {value!r}"
+                raise EvaluationError(f"{path}: belongs to another training: {found}; {advice}")
+        try:
+            self.module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        except Exception as error:
+            raise EvaluationError(f"{path}: belongs to another architecture; {advice}") from error
+        return history
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "seed": self.seed,
+            "steps per epoch": self.steps,
+            **asdict(self.recipe),
+        }
+
+
+@_trial_errors
+def _evaluate(module: nn.Module, batches: Pairs, device: torch.device, precision: Precision) -> Metrics:
+    was_training = module.training
+    module.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    total, count = torch.zeros((), device=device), 0
+    with torch.no_grad(), _autocast(precision, device):
+        for x, y in batches:
+            logits = module(x).float()
+            total += functional.cross_entropy(logits, y, reduction="sum")
+            correct += (logits.argmax(1) == y).sum()
+            count += len(y)
+    module.train(was_training)
+    return {"accuracy": int(correct) / count, "loss": _check_finite(total / count, "validation loss")}
+
+
+def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    norms = (nn.LayerNorm, nn.RMSNorm)  # the only norms whose weights may have more than one dimension
+    exempt = {p for layer in module.modules() if isinstance(layer, norms) for p in layer.parameters()}
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            (others if parameter.ndim <= 1 or parameter in exempt else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=True)
+    nesterov = recipe.momentum > 0
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=True)
+
+
+def _autocast_type(precision: Precision, device: torch.device) -> torch.dtype:
+    if precision != "auto":
+        dtype: torch.dtype = getattr(torch, precision)
+        return dtype
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    dtype = _autocast_type(precision, device)
+    is_mixed = dtype is not torch.float32
+    return torch.autocast(device.type, dtype=dtype if is_mixed else None, enabled=is_mixed)
+
+
+@contextmanager
+def _own_randomness(seed: tuple[int, int], device: torch.device) -> Iterator[None]:
+    """Dropout draws from torch's global generators only: seed them, and give them back as they were."""
+    # The third number keeps dropout's stream apart from that of the batches.
+    value = int(np.random.SeedSequence((*seed, 1)).generate_state(1, np.uint64)[0])
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(value)
+        if gpus:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(value)
+        yield
+
+
+def _until(end: float, batches: Pairs) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        if time.monotonic() > end:
+            raise TimedOut("the time for this trial is used up; allow more or train fewer epochs")
+        yield batch
+
+
+def _check_finite(value: Tensor, name: str) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise Diverged(f"the {name} became {number}; a lower learning rate or clipping may help")
+    return number

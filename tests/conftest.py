@@ -1,0 +1,19 @@
+"""Shared fixtures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # `toys` is named on the command line as a user's module would be
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of measured tables beside the checkout; tests that need it skip where it is absent."""
+    folder = Path(__file__).parents[1] / "../shared/data"
+    if not folder.is_dir():
+        pytest.skip("the measured tables (../shared/data) are not on this machine")
+    return folder.resolve()

@@ -1,0 +1,72 @@
+"""Evaluators that the tests name on the command line as `toys:Name`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from nas.architecture import Architecture
+from nas.errors import Diverged, EvaluationError, OutOfMemory, Stop
+from nas.evaluator import Evaluator, Report, Task
+from nas.ops import Shape
+from nas.space import Space
+from nas.testing import toy_metrics
+from nas.testing import toy_space as _toy_space
+from nas.trial import Metric
+
+
+def toy_space(input_shape: Shape = (3, 16, 16), classes: int = 10) -> Space:
+    """The conformance tests' space under a name."""
+    return _toy_space()
+
+
+class Toy(Evaluator):
+    """Three epochs of waiting, a checkpoint after each, metrics from the architecture's costs and the seed."""
+
+    needs_data = False
+    metrics = (Metric("accuracy"),)
+    budget = 3.0
+
+    def __init__(self, *, delay: float = 0.0, fail: str = "") -> None:
+        self.delay, self.fail = delay, fail
+
+    def open(self, task: Task, *, device: str, threads: int) -> None:
+        self.evaluated = 0
+
+    def evaluate(
+        self, arch: Architecture, *, seed: int, budget: float | None, workdir: Path, report: Report
+    ) -> Mapping[str, float]:
+        self.evaluated += 1
+        if self.fail:
+            self._fail(self.evaluated)
+        checkpoint = workdir / "checkpoint.json"
+        done = json.loads(checkpoint.read_text())["epoch"] if checkpoint.exists() else 0
+        accuracy = toy_metrics(arch)["accuracy"] + seed % 1000 / 1e6
+        for epoch in range(1, int(budget or 3) + 1):
+            if epoch > done:
+                time.sleep(self.delay)
+                temporary = workdir / "new.json"
+                temporary.write_text(json.dumps({"epoch": epoch}))
+                temporary.replace(checkpoint)
+            report(epoch, {"accuracy": accuracy * epoch / 3})
+        (workdir / "weights.safetensors").write_text(f"weights of {seed}")
+        return {"accuracy": accuracy}
+
+    def _fail(self, number: int) -> None:
+        kind = self.fail.split(",")[(number - 1) % len(self.fail.split(","))]
+        errors = {"diverged": Diverged("NaN"), "out_of_memory": OutOfMemory("too large"), "memory": MemoryError(),
+                  "failed": EvaluationError("no"), "bug": ZeroDivisionError("a bug\nin two lines"),
+                  "stop": Stop()}  # fmt: skip
+        if kind in errors:
+            raise errors[kind]
+
+
+class Missing(Toy):
+    """Forgets its metric."""
+
+    def evaluate(
+        self, arch: Architecture, *, seed: int, budget: float | None, workdir: Path, report: Report
+    ) -> Mapping[str, float]:
+        return {"acuracy": 0.5}
