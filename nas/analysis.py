@@ -6,11 +6,10 @@ FLOPs are counted as the field's papers do: one multiply-add of a convolution or
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from nas.ops import AdaptivePool, Input, Shape
+from nas.ops import AdaptivePool, Shape
 
 if TYPE_CHECKING:
     from nas.blocks.base import Block
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
 BYTES = 4  # float32
 
 
-@dataclass(frozen=True, slots=True)
-class Analysis:
+class Analysis(NamedTuple):
     """Costs of a network, or of a part of one.
 
     Attributes:
@@ -47,33 +45,37 @@ def analyse(graph: Graph) -> Analysis:
     """Costs of a lowered graph."""
     nodes, shapes = graph.nodes, graph.shapes
     last = {i: at for at, node in enumerate(nodes) for i in node.inputs}
-    last[graph.output] = len(nodes)
+    last[graph.output] = len(nodes)  # the result outlives everything
     params = flops = live = peak = 0
     depth: list[int] = []
     reach: list[tuple[int, int, int, int]] = []  # receptive field and stride, height then width
-    for at, node in enumerate(nodes):
-        op = node.op
-        into = graph.shapes_into(node)
-        if node.weights is None:
-            params += op.params(*into)
-        flops += op.flops(*into)
+    for at, (_, op, inputs, weights) in enumerate(nodes):
         size = prod(shapes[at])
-        in_place = op.inplace and last[node.inputs[0]] == at
-        if not in_place:
-            live += size
-            peak = max(peak, live)
-        for i in set(node.inputs):
-            if last[i] == at and not in_place:
+        if not inputs:
+            live += size if at in last else 0
+            depth.append(0)
+            reach.append((1, 1, 1, 1))
+            continue
+        into = [shapes[i] for i in inputs]
+        if op.own and weights is None:
+            params += op.params(*into)
+        if op.layer:
+            flops += op.flops(*into)
+        first = inputs[0]
+        if op.inplace and last[first] == at:
+            depth.append(depth[first])
+            reach.append(reach[first])
+            continue
+        live += size
+        peak = max(peak, live)
+        for i in set(inputs):
+            if last[i] == at:
                 live -= prod(shapes[i])
         if at not in last:
             live -= size
-        before = max([depth[i] for i in node.inputs], default=0)
-        depth.append(before + 1 if op.layer else before)
-        if type(op) is Input:
-            reach.append((1, 1, 1, 1))
-            continue
-        fh, fw, sh, sw = reach[node.inputs[0]]
-        for i in node.inputs[1:]:
+        depth.append(max([depth[i] for i in inputs]) + op.layer)
+        fh, fw, sh, sw = reach[first]
+        for i in inputs[1:]:
             a, b, c, d = reach[i]
             fh, fw, sh, sw = max(fh, a), max(fw, b), max(sh, c), max(sw, d)
         if type(op) is not AdaptivePool:
@@ -81,9 +83,8 @@ def analyse(graph: Graph) -> Analysis:
             fh, fw, sh, sw = fh + (kh - 1) * sh, fw + (kw - 1) * sw, sh * th, sw * tw
         reach.append((fh, fw, sh, sw))
     fh, fw, sh, sw = reach[graph.output]
-    return Analysis(
-        params, flops, peak * BYTES, depth[graph.output], (fh, fw), (sh, sw), shapes[graph.output]
-    )  # fmt: skip
+    peak = max(peak, live)
+    return Analysis(params, flops, peak * BYTES, depth[graph.output], (fh, fw), (sh, sw), shapes[graph.output])
 
 
 def cost(block: Block, *shapes: Shape) -> Analysis:

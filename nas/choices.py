@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, TypeAlias
 
 from nas.errors import SpaceError
 
 Label: TypeAlias = str | int | float | bool | None
 Genotype: TypeAlias = Mapping[str, Label]
+
+_MISSING = object()
 
 
 class OneOf:
@@ -32,13 +35,12 @@ class OneOf:
     Raises SpaceError if labels repeat or there is no option.
     """
 
-    __slots__ = ("_index", "labels", "name", "options", "ordinal")
+    __slots__ = ("labels", "name", "options", "ordinal")
 
     options: tuple[Any, ...]
     labels: tuple[Label, ...]
     name: str | None
     ordinal: bool
-    _index: dict[Label, int]
 
     # Typed as Any, because an open choice may stand wherever a value may: `Conv(width=OneOf(16, 32))`.
     def __new__(cls, *options: Any, name: str | None = None, labels: tuple[Label, ...] | None = None) -> Any:
@@ -53,7 +55,6 @@ class OneOf:
                 f"OneOf(name={name!r}) has {len(options)} options with the labels {list(self.labels)}; "
                 "labels must be unique: pass labels=(...)"
             )
-        self._index = {label: i for i, label in enumerate(self.labels)}
         # Predictors, TPE and supernets use the order of numbers.
         self.ordinal = all(isinstance(o, int | float) and not isinstance(o, bool) for o in options)
         return self
@@ -63,11 +64,6 @@ class OneOf:
 
     def __len__(self) -> int:
         return len(self.options)
-
-    def index(self, label: Any) -> int | None:
-        """Position of a label, None if it is not among the labels (`True` is not `1`)."""
-        i = self._index.get(label)
-        return i if i is None or isinstance(self.labels[i], bool) == isinstance(label, bool) else None
 
     def __repr__(self) -> str:
         return f"OneOf({', '.join(map(str, self.labels))})"
@@ -93,35 +89,66 @@ class Repeat:
 
 
 class Decision:
-    """An active open choice as `decide` sees it: a readable path and the labels to choose from."""
+    """An active open choice as `decide` sees it.
 
-    __slots__ = ("choice", "path")
+    Attributes:
+        path: where it is, readable and unique.
+        labels: what there is to choose from.
+        ordinal: the labels are numbers, and their order means something.
+    """
+
+    __slots__ = ("_positions", "labels", "ordinal", "path")
 
     def __init__(self, path: str, choice: OneOf) -> None:
         self.path = path
-        self.choice = choice
-
-    @property
-    def labels(self) -> tuple[Label, ...]:
-        return self.choice.labels
-
-    @property
-    def ordinal(self) -> bool:
-        """The labels are numbers, and their order means something."""
-        return self.choice.ordinal
+        self.labels = choice.labels
+        self.ordinal = choice.ordinal
+        self._positions = {label: i for i, label in enumerate(choice.labels)}
 
     def __len__(self) -> int:
-        return len(self.choice.labels)
+        return len(self.labels)
 
     def __repr__(self) -> str:
         return f"Decision({self.path}: {list(self.labels)})"
 
     def index(self, label: Any) -> int | None:
-        """Position of a label, None if it is not among the labels."""
-        return self.choice.index(label)
+        """Position of a label, None if it is not among the labels (`True` is not `1`)."""
+        try:
+            i = self._positions.get(label)
+        except TypeError:  # not hashable
+            return None
+        return i if i is None or (self.labels[i].__class__ is bool) is (label.__class__ is bool) else None
+
+    def index_in(self, genotype: Genotype) -> int | None:
+        """Position of the label that a genotype has here, None if it has none that is known."""
+        return self.index(genotype.get(self.path, _MISSING))
 
 
 Decide: TypeAlias = Callable[[Decision], int]
+
+
+class Following:
+    """The `decide` that takes a genotype's decisions; raises SpaceError where it has none or an unknown one.
+
+    What came of a repetition's decisions is remembered, so that a neighbour costs a look-up for each layer.
+    """
+
+    __slots__ = ("genotype", "name")
+
+    def __init__(self, genotype: Genotype, name: str) -> None:
+        self.genotype = genotype
+        self.name = name
+
+    def __call__(self, decision: Decision) -> int:
+        index = decision.index_in(self.genotype)
+        if index is not None:
+            return index
+        path, expected = decision.path, f"expected one of {list(decision.labels)}"
+        if path in self.genotype:
+            raise SpaceError(f"space {self.name!r}: {path}={self.genotype[path]!r}; {expected}")
+        if len(decision) > 1:
+            raise SpaceError(f"space {self.name!r}: the genotype lacks {path!r}; {expected}")
+        return 0
 
 
 def label_of(option: Any) -> Label:
@@ -146,76 +173,155 @@ def resolve(template: Any, decide: Decide) -> tuple[Any, dict[str, Label]]:
     Returns the template with nothing open, and the genotype: path to label for each active decision.
     Raises SpaceError if two different choices have the same path, or `decide` answers outside the options.
     """
-    walk = _Walk(decide)
-    return walk.value(template, "", _Scope(None, "")), walk.genotype
+    return Walker(template).resolve(decide)
 
 
-class _Scope:
-    """Decisions taken so far in one scope; a scope sees those of the scopes around it."""
+# What a part of a template does when walked: takes `decide`, the genotype so far, and the decisions that its scope
+# sees (the choice's id to the option's index); returns the closed part.
+_Visit: TypeAlias = Callable[[Decide, dict[str, Label], dict[int, int]], Any]
 
-    __slots__ = ("outer", "path", "taken")
-
-    def __init__(self, outer: _Scope | None, path: str) -> None:
-        self.outer, self.path = outer, path
-        self.taken: dict[int, int] = {}
-
-    def find(self, choice: OneOf) -> int | None:
-        scope: _Scope | None = self
-        while scope is not None:
-            index = scope.taken.get(id(choice))
-            if index is not None:
-                return index
-            scope = scope.outer
-        return None
+_KNOWN = 4096  # results that a part remembers
 
 
-class _Walk:
-    __slots__ = ("decide", "genotype")
+class Walker:
+    """A template made ready for many walks: paths and decisions are worked out at the first visit of each part.
 
-    def __init__(self, decide: Decide) -> None:
-        self.decide = decide
-        self.genotype: dict[str, Label] = {}
+    The same decisions in a part give the same object, so that what it remembers (its cost, its graph) is found
+    again. `build=False` walks without putting blocks together, where only the genotype is wanted.
+    """
 
-    def value(self, value: Any, path: str, scope: _Scope) -> Any:
-        if isinstance(value, OneOf):
-            return self.choice(value, path, scope)
-        if isinstance(value, Repeat):
-            return self.repeat(value, path, scope)
-        if isinstance(value, tuple):
-            return tuple([self.value(v, join(path, str(i)), scope) for i, v in enumerate(value)])
-        inside = open_children(value)
-        if not inside:
-            return value
-        changes = {name: self.value(child, join(path, name), scope) for name, child in inside}
-        return value.with_children(changes)
+    def __init__(self, template: Any, *, build: bool = True) -> None:
+        self._visit = _part(template, "", "", build)
 
-    def choice(self, choice: OneOf, path: str, scope: _Scope) -> Any:
-        index = scope.find(choice)
+    def resolve(self, decide: Decide) -> tuple[Any, dict[str, Label]]:
+        """See `resolve`."""
+        genotype: dict[str, Label] = {}
+        return self._visit(decide, genotype, {}), genotype
+
+
+def _part(value: Any, path: str, scope: str, build: bool) -> _Visit:
+    if isinstance(value, OneOf):
+        return _choice(value, path, scope, build)
+    if isinstance(value, Repeat):
+        return _repetition(value, path, scope, build)
+    if isinstance(value, tuple) and is_open(value):
+        parts = [_part(v, join(path, str(i)), scope, build) for i, v in enumerate(value)]
+        return _together(parts, lambda *values: values, build)
+    inside = open_children(value)
+    if inside:
+        names = [name for name, _ in inside]
+        parts = [_part(child, join(path, name), scope, build) for name, child in inside]
+        return _together(parts, lambda *values: value.with_children(dict(zip(names, values, strict=True))), build)
+    return lambda decide, genotype, taken: value
+
+
+def _choice(choice: OneOf, path: str, scope: str, build: bool) -> _Visit:
+    decision = Decision(decision_path(choice, path, scope), choice)
+    here, labels, options, me = decision.path, choice.labels, choice.options, id(choice)
+    closed = [not is_open(option) for option in options]
+    parts: list[_Visit | None] = [None] * len(options)
+
+    def visit(decide: Decide, genotype: dict[str, Label], taken: dict[int, int]) -> Any:
+        index = taken.get(me)
         if index is None:
-            decision = Decision(decision_path(choice, path, scope.path), choice)
-            if decision.path in self.genotype:
-                raise SpaceError(f"two different choices share the path {decision.path!r}; give one OneOf a name=")
-            index = self.decide(decision)
-            if not 0 <= index < len(choice.options):
-                raise SpaceError(f"decision {decision.path!r}: option {index} of {len(choice)} was chosen")
-            scope.taken[id(choice)] = index
-            self.genotype[decision.path] = choice.labels[index]
-        return self.value(choice.options[index], path, scope)
+            if here in genotype:
+                raise SpaceError(f"two different choices share the path {here!r}; give one OneOf a name=")
+            index = decide(decision)
+            if not 0 <= index < len(options):
+                raise SpaceError(f"decision {here!r}: option {index} of {len(options)} was chosen")
+            taken[me] = index
+            genotype[here] = labels[index]
+        if closed[index]:
+            return options[index]
+        part = parts[index]
+        if part is None:
+            part = parts[index] = _part(options[index], path, scope, build)
+        return part(decide, genotype, taken)
 
-    def repeat(self, repeat: Repeat, path: str, scope: _Scope) -> Any:
-        from nas.blocks.base import stage
+    return visit
 
-        times = self.value(repeat.times, join(path, "times"), scope)
-        each = {name: self.value(v, join(path, name), scope) for name, v in repeat.each.items()}
-        first = {name: self.value(v, join(path, name), scope) for name, v in repeat.first.items()}
-        blocks: list[Any] = []
-        for i in range(times):
-            if repeat.shared and blocks:
-                blocks.append(blocks[0])
-            else:
-                inner = join(path, "each" if repeat.shared else str(i))
-                blocks.append(self.value(repeat.block, inner, _Scope(scope, inner)))
-        return stage(tuple(blocks), each, first)
+
+def _repetition(template: Repeat, path: str, scope: str, build: bool) -> _Visit:
+    from nas.blocks.base import stage
+
+    times = _part(template.times, join(path, "times"), scope, build)
+    shared, n_each = template.shared, len(template.each)
+    named = (*template.each.items(), *template.first.items())
+    fields = [_part(value, join(path, name), scope, build) for name, value in named]
+    scopes: list[_Visit] = []
+
+    def walk(decide: Decide, genotype: dict[str, Label], taken: dict[int, int]) -> list[Any]:
+        n: int = times(decide, genotype, taken)
+        values = [field(decide, genotype, taken) for field in fields]
+        for i in range(min(n, 1) if shared else n):
+            if i == len(scopes):
+                scopes.append(_scope(template.block, join(path, "each" if shared else str(i)), build))
+            values.append(scopes[i](decide, genotype, taken))
+        return values + values[-1:] * (n - 1) if shared and n else values
+
+    def make(*values: Any) -> Any:
+        each = dict(zip(template.each, values, strict=False))
+        first = dict(zip(template.first, values[n_each:], strict=False))
+        return stage(values[len(fields) :], each, first)
+
+    return _remembering(walk, make) if build else walk
+
+
+def _scope(block: Any, path: str, build: bool) -> _Visit:
+    """A repetition: it sees what was decided around it, and nobody sees what it decides."""
+    part = _part(block, path, path, build)
+    if not build:
+        return lambda decide, genotype, taken: part(decide, genotype, dict(taken))
+    found = list(_everywhere(block, path, path, set()))
+    paths = tuple(dict.fromkeys([path for path, _ in found]))
+    choices = tuple({id(choice): None for _, choice in found})
+    known: dict[tuple[Any, ...], tuple[Any, dict[str, Label]]] = {}
+
+    def visit(decide: Decide, genotype: dict[str, Label], taken: dict[int, int]) -> Any:
+        if decide.__class__ is not Following:
+            return part(decide, genotype, dict(taken))
+        key = (*map(decide.genotype.get, paths, repeat(_MISSING)), *map(taken.get, choices))
+        result = known.get(key)
+        if result is None:
+            inside: dict[str, Label] = {}
+            result = part(decide, inside, dict(taken)), inside
+            _remember(known, key, result)
+        before = len(genotype)
+        genotype.update(result[1])
+        if len(genotype) != before + len(result[1]):
+            raise SpaceError(f"two different choices share a path inside {path!r}; give one OneOf a name=")
+        return result[0]
+
+    return visit
+
+
+def _together(parts: list[_Visit], make: Callable[..., Any], build: bool) -> _Visit:
+    def walk(decide: Decide, genotype: dict[str, Label], taken: dict[int, int]) -> list[Any]:
+        return [part(decide, genotype, taken) for part in parts]
+
+    return _remembering(walk, make) if build else walk
+
+
+def _remembering(walk: Callable[..., list[Any]], make: Callable[..., Any]) -> _Visit:
+    """Visit that makes something of the values inside, the same object whenever they are the same objects."""
+    known: dict[tuple[int, ...], tuple[list[Any], Any]] = {}
+
+    def visit(decide: Decide, genotype: dict[str, Label], taken: dict[int, int]) -> Any:
+        values = walk(decide, genotype, taken)
+        key = tuple(map(id, values))
+        found = known.get(key)
+        if found is None:
+            found = values, make(*values)  # keeps the values, so that no id is given out again
+            _remember(known, key, found)
+        return found[1]
+
+    return visit
+
+
+def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(known) >= _KNOWN:
+        known.clear()
+    known[key] = value
 
 
 def join(path: str, name: str) -> str:
@@ -253,31 +359,29 @@ def survey(template: Any) -> dict[str, tuple[Label, ...]]:
     Visits all options instead of choosing one; so it is the map of the space, not a walk through it.
     """
     found: dict[str, dict[Label, None]] = {}
-    for path, choice in _everywhere(template, "", _Scope(None, "")):
+    for path, choice in _everywhere(template, "", "", set()):
         found.setdefault(path, {}).update(dict.fromkeys(choice.labels))
     return {path: tuple(labels) for path, labels in found.items()}
 
 
-def _everywhere(value: Any, path: str, scope: _Scope) -> Iterator[tuple[str, OneOf]]:
+def _everywhere(value: Any, path: str, scope: str, taken: set[int]) -> Iterator[tuple[str, OneOf]]:
     if isinstance(value, OneOf):
-        if scope.find(value) is None:
-            yield decision_path(value, path, scope.path), value
-            before = {**scope.taken, id(value): 0}
+        if id(value) not in taken:
+            taken.add(id(value))
+            yield decision_path(value, path, scope), value
             for option in value.options:
-                scope.taken = dict(before)  # what one option decides is open again in another
-                yield from _everywhere(option, path, scope)
-            scope.taken = before
+                yield from _everywhere(option, path, scope, set(taken))  # what one option decides is open in another
     elif isinstance(value, Repeat):
-        yield from _everywhere(value.times, join(path, "times"), scope)
+        yield from _everywhere(value.times, join(path, "times"), scope, taken)
         most = max(value.times.options) if isinstance(value.times, OneOf) else value.times
         for name, child in (*value.each.items(), *value.first.items()):
-            yield from _everywhere(child, join(path, name), scope)
-        for i in range(1 if value.shared else most):
+            yield from _everywhere(child, join(path, name), scope, taken)
+        for i in range(min(most, 1) if value.shared else most):
             inner = join(path, "each" if value.shared else str(i))
-            yield from _everywhere(value.block, inner, _Scope(scope, inner))
+            yield from _everywhere(value.block, inner, inner, set(taken))
     elif isinstance(value, tuple):
         for i, child in enumerate(value):
-            yield from _everywhere(child, join(path, str(i)), scope)
+            yield from _everywhere(child, join(path, str(i)), scope, taken)
     else:
         for name, child in open_children(value):
-            yield from _everywhere(child, join(path, name), scope)
+            yield from _everywhere(child, join(path, name), scope, taken)

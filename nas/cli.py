@@ -159,12 +159,15 @@ def main() -> None:
     except NasError as error:
         print(f"nas: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("nas: interrupted", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # a full disk, a folder that cannot be written: never this program's fault
+        print(f"nas: {error.filename or 'operating system'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("nas: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

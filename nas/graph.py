@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nas import ops
@@ -124,7 +124,7 @@ class Graph:
                 weights = values.pop("weights", None)
                 refs[name] = builder.op(name, ops.from_json(values), *(refs[i] for i in inputs), weights=weights)
             scopes = tuple(Scope(*s) for s in data.get("scopes", ()))
-            graph = builder.graph(refs[data["output"]], prune=False)
+            graph = builder.graph(refs[data["output"]])
         except (KeyError, TypeError) as error:
             raise GraphError(f"graph JSON: {type(error).__name__} {error}; was it written by Graph.to_json?") from None
         graph = cls(graph.nodes, graph.shapes, graph.output, scopes)
@@ -203,53 +203,64 @@ class GraphBuilder:
     def block(self, name: str, block: Block, *inputs: Ref) -> Ref:
         """Wire another block under a scope of its own (its lowered form is remembered by the block)."""
         full = self._prefix + name
+        start, at = len(self._nodes), len(self._scopes)
+        steps = block.steps()
+        output = self._copy(full, block, inputs) if steps is None else self._chain(full, steps, inputs)
+        if len(self._nodes) > start:
+            self._scopes.insert(at, Scope(full, block.label))
+        return output
+
+    def _chain(self, full: str, steps: tuple[tuple[str, Block], ...], inputs: tuple[Ref, ...]) -> Ref:
+        before, self._prefix = self._prefix, full + "."
+        try:
+            for name, block in steps:
+                inputs = (self.block(name, block, *inputs),)
+        finally:
+            self._prefix = before
+        return inputs[0]
+
+    def _copy(self, full: str, block: Block, inputs: tuple[Ref, ...]) -> Ref:
         try:
             part = block.lower(*[self._shapes[i] for i in inputs])
         except GraphError as error:
             raise GraphError(f"{full}.{error}") from None
-        refs = list(inputs)
-        nodes, names = self._nodes, self._names
-        prefix = full + "."
-        start, new = len(nodes), part.nodes[len(inputs) :]
-        for node in new:
-            fresh = prefix + node.name
-            names.add(fresh)
-            weights = None if node.weights is None else prefix + node.weights
-            refs.append(len(nodes))
-            nodes.append(Node(fresh, node.op, tuple([refs[i] for i in node.inputs]), weights))
-        self._shapes.extend(part.shapes[len(inputs) :])
-        if len(names) != len(nodes):
+        prefix, start, n = full + ".", len(self._nodes), len(inputs)
+        new = part.nodes[n:]
+        refs: list[Ref] = [*inputs, *range(start, start + len(new))]
+        self._nodes += [
+            Node(prefix + name, op, tuple([refs[i] for i in read]), None if weights is None else prefix + weights)
+            for name, op, read, weights in new
+        ]
+        self._shapes += part.shapes[n:]
+        self._names.update([node.name for node in self._nodes[start:]])
+        if len(self._names) != len(self._nodes):
             raise GraphError(f"two nodes are called alike under {full!r}; give the blocks different names")
-        if len(nodes) > start:
-            self._scopes.append(Scope(full, block.label))
-            self._scopes.extend(Scope(prefix + scope.name, scope.kind) for scope in part.scopes)
+        self._scopes += [Scope(prefix + scope.name, scope.kind) for scope in part.scopes]
         return refs[part.output]
 
-    def graph(self, output: Ref, *, prune: bool = True) -> Graph:
-        """The finished graph; nodes that do not reach the output are left out."""
+    def graph(self, output: Ref) -> Graph:
+        """The finished graph; nodes that do not reach the output are left out, but for the inputs."""
         nodes, shapes, scopes = self._nodes, self._shapes, tuple(self._scopes)
-        if prune:
-            live = [type(node.op) is ops.Input for node in nodes]
-            index = {node.name: i for i, node in enumerate(nodes)} if any(node.weights for node in nodes) else {}
-            live[output] = True
-            for i in range(len(nodes) - 1, -1, -1):
-                if live[i]:
-                    for j in nodes[i].inputs:
-                        live[j] = True
-                    owner = nodes[i].weights
-                    if owner is not None and not live[index[owner]]:
-                        # The owner of shared weights is not part of this network: the first borrower owns them.
-                        raise GraphError(f"node {nodes[i].name!r} uses the weights of {owner!r}, which is unused")
-            if not all(live):
-                place = {}
-                kept = [i for i, alive in enumerate(live) if alive]
-                for new, old in enumerate(kept):
-                    place[old] = new
-                nodes = [nodes[i]._replace(inputs=tuple(place[j] for j in nodes[i].inputs)) for i in kept]
-                shapes = [shapes[i] for i in kept]
-                output = place[output]
-                names = [node.name for node in nodes]
-                scopes = tuple(s for s in scopes if any(name.startswith(s.name + ".") for name in names))
+        live = [type(node.op) is ops.Input for node in nodes]
+        live[output] = True
+        for i in range(len(nodes) - 1, -1, -1):
+            if live[i]:
+                for j in nodes[i].inputs:
+                    live[j] = True
+        if not all(live):
+            kept = [i for i, alive in enumerate(live) if alive]
+            place = {old: new for new, old in enumerate(kept)}
+            unused = {node.name for node, alive in zip(nodes, live, strict=True) if not alive}
+            heirs: dict[str, str] = {}
+            pruned = []
+            for node in [nodes[i] for i in kept]:
+                weights = node.weights
+                if weights in unused:  # the first that borrows the weights of an unused node owns them
+                    heir = heirs.setdefault(weights, node.name)
+                    weights = None if heir == node.name else heir
+                pruned.append(Node(node.name, node.op, tuple([place[j] for j in node.inputs]), weights))
+            nodes, shapes, output = pruned, [shapes[i] for i in kept], place[output]
+            scopes = tuple(s for s in scopes if any(node.name.startswith(s.name + ".") for node in nodes))
         return Graph(tuple(nodes), tuple(shapes), output, scopes)
 
     # -- operations --------------------------------------------------------------------------------------------
@@ -262,7 +273,7 @@ class GraphBuilder:
         """Convolution; `padding=None` keeps the size at stride 1."""
         kh, kw = kernel = _pair(kernel)
         pad = (dilation * (kh - 1) // 2, dilation * (kw - 1) // 2) if padding is None else _pair(padding)
-        op = ops.Conv(width, kernel, _pair(stride), pad, (dilation, dilation), groups, bias)
+        op = _conv(width, kernel, _pair(stride), pad, (dilation, dilation), groups, bias)
         return self.op(name, op, x, weights=weights)
 
     def linear(self, name: str, x: Ref, width: int, *, bias: bool = True, weights: str | None = None) -> Ref:
@@ -279,7 +290,7 @@ class GraphBuilder:
         if kind == "group":
             width = self.channels(x)
             groups = max(g for g in range(1, max(1, width // 16) + 1) if width % g == 0)
-        return self.op(name, ops.Norm(kind, groups, eps, momentum), x)
+        return self.op(name, _norm(kind, groups, eps, momentum), x)
 
     def activation(self, name: str, x: Ref, kind: str = "relu") -> Ref:
         """Non-linearity, one of `nas.ops.ACTIVATIONS`; `identity` adds nothing."""
@@ -369,6 +380,9 @@ def _pair(value: int | Sequence[int]) -> ops.Pair:
     return height, width
 
 
+# The same operations stand in many blocks.
+_conv = lru_cache(4096)(ops.Conv)
+_norm = lru_cache(256)(ops.Norm)
 _ACTIVATIONS: Mapping[str, Op] = {
     kind: ops.PReLU() if kind == "prelu" else ops.Activation(kind) for kind in ops.ACTIVATIONS
 }

@@ -1,21 +1,22 @@
 """The structural key of a graph: the same for the same network, whatever its names and the order of sums.
 
-Two steps. Nodes whose outputs are identical (same operation without weights or randomness on the same inputs,
-or the same weights on the same inputs) are merged. Then every node is hashed with everything it reads (a Merkle
-hash). Where all hashes differ, the output's hash says everything. Where they do not (two branches of equal
-layers with weights of their own, or weights used twice), colours are refined by readers and weight groups, ties
-are broken by trying each member (individualisation and refinement, McKay & Piperno 2014), and the whole graph
-is hashed in the order of its colours.
+Nodes whose outputs are identical (the same operation without weights or randomness on the same inputs, or the same
+weights on the same inputs) are merged. Then every node is hashed with everything it reads (a Merkle hash). Where all
+hashes differ, the output's hash says everything. Where they do not (branches of equal layers with weights of their
+own, or weights used twice), hashes are refined by what reads a node and who shares its weights, what is still tied
+is told apart one by one (individualisation and refinement, McKay & Piperno 2014), and the whole graph is hashed in
+the order that results.
 
-The key is always sound: different networks never share one. Two spellings of one network could only get
-different keys where refinement cannot tell nodes apart that no symmetry maps onto each other (strongly regular
-graphs); then a network would be evaluated twice, which costs time and nothing else.
+The key is always sound: different networks never share one. Two spellings of one network could only get different
+keys where refinement cannot tell nodes apart that no symmetry maps onto each other (as in strongly regular graphs);
+then a network would be evaluated twice, which costs time and nothing else.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
+from dataclasses import fields
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,8 @@ from nas import ops
 
 if TYPE_CHECKING:
     from nas.graph import Graph
+
+_RANDOM = (ops.Input, ops.Dropout, ops.DropPath)  # never the same value twice
 
 
 class _Vertex(NamedTuple):
@@ -42,15 +45,14 @@ def structural_key(graph: Graph) -> str:
     for v in vertices:
         read = [forward[i] for i in v.inputs]
         forward.append(_digest(v.label, *(sorted(read) if v.commutative else read)))
-    if len(set(forward)) == len(vertices) and all(
-        n == 1 for w, n in Counter(v.weights for v in vertices).items() if w is not None
-    ):
+    owned = [v.weights for v in vertices if v.weights is not None]
+    if len(set(forward)) == len(vertices) and len(set(owned)) == len(owned):
         return forward[output]
-    colours = _discrete(vertices, forward)
-    place = {i: rank for rank, i in enumerate(sorted(range(len(vertices)), key=colours.__getitem__))}
+    order = _order(vertices, forward)
+    place = {i: rank for rank, i in enumerate(order)}
     first: dict[int, int] = {}
     lines = []
-    for i in sorted(place, key=place.__getitem__):
+    for i in order:
         v = vertices[i]
         read_at = [place[j] for j in v.inputs]
         group = -1 if v.weights is None else first.setdefault(v.weights, place[i])
@@ -64,61 +66,85 @@ def _merged(graph: Graph) -> tuple[list[_Vertex], int]:
     known: dict[Hashable, int] = {}
     weights: dict[str, int] = {}
     place: list[int] = []
-    random = (ops.Input, ops.Dropout, ops.DropPath)
-    for node in graph.nodes:
-        op = node.op
-        inputs = tuple([place[i] for i in node.inputs])
-        group = weights.setdefault(node.weights or node.name, len(weights)) if op.own else None
-        label = _label(op)
-        identity: Hashable = (label, tuple(sorted(inputs)) if op.commutative else inputs, group)
-        if isinstance(op, random):
-            identity = node.name
-            group = None
-        if identity not in known:
-            known[identity] = len(vertices)
-            vertices.append(_Vertex(label, op.commutative, inputs, group))
-        place.append(known[identity])
+    for name, op, read, owner in graph.nodes:
+        inputs = tuple([place[i] for i in read])
+        label, commutative = _label(op), op.commutative
+        group: int | None = None
+        identity: Hashable
+        if op.__class__ in _RANDOM:
+            identity = name
+        else:
+            group = weights.setdefault(owner or name, len(weights)) if op.own else None
+            identity = (label, tuple(sorted(inputs)) if commutative else inputs, group)
+        at = known.setdefault(identity, len(vertices))
+        if at == len(vertices):
+            vertices.append(_Vertex(label, commutative, inputs, group))
+        place.append(at)
     return vertices, place[graph.output]
 
 
-def _refine(vertices: Sequence[_Vertex], colours: list[str]) -> list[str]:
-    """Repeat: a vertex's colour becomes that of itself, its inputs, its readers and its weight group."""
-    classes = len(set(colours))
+def _order(vertices: Sequence[_Vertex], colours: list[str]) -> list[int]:
+    """The vertices in an order that is the same, up to symmetries, for every spelling of a network."""
     while True:
-        readers: list[list[str]] = [[] for _ in vertices]
+        colours = _refine(vertices, colours)
+        sizes = Counter(colours)
+        parts = _parts(vertices, [sizes[colour] > 1 for colour in colours])
+        tied = False
+        for part in parts:
+            inside = Counter(colours[i] for i in part)
+            if len(inside) < len(part):
+                # Equal within one part: one of them goes first. Parts hang together only through vertices that are
+                # already told apart, so the choice in one part does not matter to another.
+                tied = True
+                _, chosen = min((colours[i], i) for i in part if inside[colours[i]] > 1)
+                colours[chosen] = _digest(colours[chosen], "first")
+        if not tied:
+            break
+    # Parts with the same colours can be exchanged as a whole: any order among them is as good as another.
+    ranked = sorted(parts, key=lambda part: sorted(colours[i] for i in part))
+    rank = {i: at for at, part in enumerate(ranked) for i in part}
+    return sorted(range(len(vertices)), key=lambda i: (rank.get(i, -1), colours[i]))
+
+
+def _refine(vertices: Sequence[_Vertex], colours: list[str]) -> list[str]:
+    """Until no more colours appear: a vertex's colour becomes that of all it reads, its readers and its weights."""
+    classes = 0
+    while len(set(colours)) > classes:
+        classes = len(set(colours))
         groups: defaultdict[int, list[str]] = defaultdict(list)
-        for i, v in enumerate(vertices):
+        for v, colour in zip(vertices, colours, strict=True):
+            if v.weights is not None:
+                groups[v.weights].append(colour)
+        down: list[str] = []
+        for v, colour in zip(vertices, colours, strict=True):
+            read = [down[j] for j in v.inputs]
+            shared = [] if v.weights is None else sorted(groups[v.weights])
+            down.append(_digest(colour, *(sorted(read) if v.commutative else read), "|", *shared))
+        colours = list(down)
+        readers: list[list[str]] = [[] for _ in vertices]
+        for i in range(len(vertices) - 1, -1, -1):
+            v = vertices[i]
+            colours[i] = _digest(down[i], *sorted(readers[i]))
             for position, j in enumerate(v.inputs):
                 readers[j].append(f"{'' if v.commutative else position}:{colours[i]}")
-            if v.weights is not None:
-                groups[v.weights].append(colours[i])
-        fresh = []
-        for i, v in enumerate(vertices):
-            read = [colours[j] for j in v.inputs]
-            shared = [] if v.weights is None else sorted(groups[v.weights])
-            parts = [colours[i], *(sorted(read) if v.commutative else read), "|", *sorted(readers[i]), "|", *shared]
-            fresh.append(_digest(*parts))
-        colours = fresh
-        if len(set(colours)) == classes:
-            return colours
-        classes = len(set(colours))
-
-
-def _discrete(vertices: Sequence[_Vertex], colours: list[str]) -> list[str]:
-    """Colours that are all different, and the same up to renaming for the same network."""
-    colours = _refine(vertices, colours)
-    while len(set(colours)) < len(vertices):
-        classes: defaultdict[str, list[int]] = defaultdict(list)
-        for i, colour in enumerate(colours):
-            classes[colour].append(i)
-        tied = classes[min(colour for colour, members in classes.items() if len(members) > 1)]
-        tried = []
-        for member in tied:
-            marked = list(colours)
-            marked[member] = _digest(marked[member], "first")
-            tried.append(_refine(vertices, marked))
-        colours = min(tried, key=sorted)
     return colours
+
+
+def _parts(vertices: Sequence[_Vertex], tied: Sequence[bool]) -> list[list[int]]:
+    """The tied vertices, those together that are connected through tied ones, by edges or by shared weights."""
+    parts: dict[int, list[int]] = {i: [i] for i, is_tied in enumerate(tied) if is_tied}
+    owner: dict[int, int] = {}
+    for i, v in enumerate(vertices):
+        if tied[i]:
+            linked = [j for j in v.inputs if tied[j]]
+            if v.weights is not None:
+                linked.append(owner.setdefault(v.weights, i))
+            for j in linked:
+                small, large = sorted((parts[i], parts[j]), key=len)
+                if small is not large:
+                    large += small
+                    parts.update(dict.fromkeys(small, large))
+    return list({id(part): part for part in parts.values()}.values())
 
 
 def _digest(*parts: str) -> str:
@@ -127,4 +153,6 @@ def _digest(*parts: str) -> str:
 
 @lru_cache(maxsize=65536)
 def _label(op: ops.Op) -> str:
-    return repr(op)
+    """Name and fields of an operation. Defaults are left out, so that keys stay when an operation gains a field."""
+    values = [(f.name, getattr(op, f.name)) for f in fields(op) if getattr(op, f.name) != f.default]
+    return f"{type(op).__name__}{values}"

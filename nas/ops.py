@@ -166,8 +166,9 @@ class Norm(Op):
         x = inputs[0]
         if self.kind == "group" and x[0] % self.groups:
             raise GraphError(f"Norm: {x[0]} channels are not divisible into {self.groups} groups")
-        if self.kind == "instance" and len(x) != 3:
-            raise GraphError(f"Norm: instance normalisation needs a feature map, got the shape {x}")
+        if self.kind == "instance" and (len(x) != 3 or x[1:] == (1, 1)):
+            # Of a single position nothing would be left but the shift; PyTorch refuses it too.
+            raise GraphError(f"Norm: instance normalisation needs a map of two or more positions, got the shape {x}")
         return x
 
     def params(self, *inputs: Shape) -> int:

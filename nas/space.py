@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from nas.architecture import Architecture
 from nas.blocks.base import Block
-from nas.choices import Decide, Decision, Genotype, Label, OneOf, resolve, survey
+from nas.choices import Decide, Decision, Following, Genotype, Label, OneOf, Walker, survey
 from nas.counting import count
 from nas.errors import SpaceError
 from nas.ops import Shape
@@ -55,6 +55,8 @@ class Space:
         self.classes = classes
         self.name = name
         self._root = _Root(resolution, template)
+        self._walker = Walker(self._root, build=False)
+        self._builder = Walker(self._root)
 
     def __repr__(self) -> str:
         return f"Space({self.name!r}, input_shape={self.input_shape}, classes={self.classes})"
@@ -63,7 +65,7 @@ class Space:
 
     def walk(self, decide: Decide) -> Genotype:
         """Genotype of the decisions that `decide` takes; see `nas.choices.resolve`."""
-        return resolve(self._root, decide)[1]
+        return self._walker.resolve(decide)[1]
 
     def sample(self, rng: np.random.Generator) -> Genotype:
         """Every active decision uniformly at random."""
@@ -81,7 +83,7 @@ class Space:
         changed = {active[i] for i in picks}
 
         def decide(decision: Decision) -> int:
-            index = decision.index(genotype[decision.path]) if decision.path in genotype else None
+            index = decision.index_in(genotype)
             if index is None:
                 return _draw(rng, len(decision))
             if decision.path in changed:
@@ -96,7 +98,7 @@ class Space:
         def decide(decision: Decision) -> int:
             parents = (a, b) if rng.random() < 0.5 else (b, a)
             for parent in parents:
-                index = decision.index(parent[decision.path]) if decision.path in parent else None
+                index = decision.index_in(parent)
                 if index is not None:
                     return index
             return _draw(rng, len(decision))
@@ -110,7 +112,7 @@ class Space:
             for step in range(1, n):
 
                 def decide(decision: Decision, path: str = path, step: int = step) -> int:
-                    index = decision.index(genotype[decision.path]) if decision.path in genotype else None
+                    index = decision.index_in(genotype)
                     if index is None:
                         return 0 if rng is None else _draw(rng, len(decision))
                     return (index + step) % len(decision) if decision.path == path else index
@@ -120,7 +122,13 @@ class Space:
     def decisions(self, genotype: Genotype) -> list[Decision]:
         """The active decisions of a genotype, in reading order. Raises SpaceError if it does not belong here."""
         found: list[Decision] = []
-        self.walk(_following(self, genotype, found.append))
+        follow = Following(genotype, self.name)
+
+        def decide(decision: Decision) -> int:
+            found.append(decision)
+            return follow(decision)
+
+        self.walk(decide)
         return found
 
     def check(self, genotype: Genotype) -> Genotype:
@@ -138,7 +146,7 @@ class Space:
 
     def architecture(self, genotype: Genotype) -> Architecture:
         """The architecture of a genotype. Raises SpaceError if the genotype does not belong to this space."""
-        root, complete = resolve(self._root, _following(self, genotype))
+        root, complete = self._builder.resolve(Following(genotype, self.name))
         c, h, w = self.input_shape
         shape = (c, max(1, round(h * root.resolution)), max(1, round(w * root.resolution)))
         return Architecture(root.body, shape, self.classes, self.name, complete)
@@ -151,17 +159,29 @@ class Space:
         return survey(self._root)
 
     def encode(self, genotype: Genotype) -> np.ndarray:
-        """Integers (len(paths),): position of each decision's label, -1 where the decision is not active."""
+        """Integers (len(paths),): position of each decision's label, -1 where the decision is not active.
+
+        Raises SpaceError for a label that the space does not have.
+        """
         out = np.full(len(self.paths), -1, dtype=np.int64)
         for i, (path, labels) in enumerate(self.paths.items()):
             if path in genotype:
+                if genotype[path] not in labels:
+                    raise SpaceError(f"space {self.name!r}: {path}={genotype[path]!r}; expected one of {list(labels)}")
                 out[i] = labels.index(genotype[path])
         return out
 
     def decode(self, code: Sequence[int] | np.ndarray) -> Genotype:
         """The inverse of `encode`. Raises SpaceError if the code belongs to no genotype."""
-        pairs = zip(self.paths.items(), code, strict=True)
-        return self.check({path: labels[i] for (path, labels), i in pairs if i >= 0})
+        if len(code) != len(self.paths):
+            raise SpaceError(f"space {self.name!r}: a code has {len(self.paths)} numbers, got {len(code)}")
+        genotype: dict[str, Label] = {}
+        for i, (path, labels) in zip(code, self.paths.items(), strict=True):
+            if not -1 <= i < len(labels):
+                raise SpaceError(f"space {self.name!r}: {path} has {len(labels)} options, the code says {i}")
+            if i >= 0:
+                genotype[path] = labels[i]
+        return self.check(genotype)
 
     def size(self) -> int:
         """Number of genotypes, exactly (networks can be fewer: two genotypes may be the same network)."""
@@ -191,28 +211,3 @@ class Space:
 
 def _draw(rng: np.random.Generator, n: int) -> int:
     return int(rng.random() * n) if n > 1 else 0
-
-
-def _following(
-    space: Space, genotype: Genotype, visit: Callable[[Decision], None] | None = None
-) -> Callable[[Decision], int]:
-    """The `decide` that takes a genotype's decisions."""
-
-    def decide(decision: Decision) -> int:
-        if visit is not None:
-            visit(decision)
-        if decision.path not in genotype:
-            if len(decision) == 1:
-                return 0
-            raise SpaceError(
-                f"space {space.name!r}: the genotype lacks {decision.path!r}; expected one of {list(decision.labels)}"
-            )
-        index = decision.index(genotype[decision.path])
-        if index is None:
-            raise SpaceError(
-                f"space {space.name!r}: {decision.path}={genotype[decision.path]!r} is not among "
-                f"{list(decision.labels)}"
-            )
-        return index
-
-    return decide

@@ -18,8 +18,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from nas.errors import RunError
 from nas.trial import Proposal, Trial
@@ -59,7 +60,7 @@ class Run:
         self.curves: dict[int, list[tuple[float, Mapping[str, float]]]] = {}
         self.retries: dict[int, int] = {}
         self.proposals = 0
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
 
     # -- opening -----------------------------------------------------------------------------------------------
 
@@ -98,7 +99,7 @@ class Run:
     def _lock(self) -> None:
         """Open the journal for appending, cut a torn last line, and keep other processes out."""
         try:
-            file = (self.path / "trials.jsonl").open("a+b")
+            file = (self.path / "trials.jsonl").open("a+b", buffering=0)
         except OSError as error:
             raise RunError(f"{self.path / 'trials.jsonl'} cannot be written: {error.strerror}") from None
         try:
@@ -160,23 +161,15 @@ class Run:
         line = json.dumps(event, allow_nan=False, separators=(",", ":"), default=dict).encode() + b"\n"
         at = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(line)
-            self._file.flush()
+            while line:  # the file is not buffered, so a full disk shows here and not when it is closed
+                line = line[self._file.write(line) :]
             if sync:
                 os.fsync(self._file.fileno())
         except OSError as error:
-            self._undo(at)
+            self._file.truncate(at)
             raise RunError(
                 f"{self.path / 'trials.jsonl'}: {error.strerror}; free some space, then `nas resume {self.path}`"
             ) from None
-
-    def _undo(self, at: int) -> None:
-        """Cut a line that could be written only in part, without the buffer that still holds the rest of it."""
-        name = (self.path / "trials.jsonl").as_posix()
-        os.truncate(name, at)
-        assert self._file is not None
-        os.close(self._file.fileno())  # closing the file object would try to write the rest again
-        self._file = None
 
     # -- reading -----------------------------------------------------------------------------------------------
 

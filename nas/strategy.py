@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 import numpy as np
 
+from nas.choices import Genotype
+from nas.errors import GraphError
 from nas.space import Space
 from nas.trial import Limit, Objective, Proposal, Trial
 
@@ -41,3 +45,28 @@ class Strategy(ABC):
     @abstractmethod
     def tell(self, trial: Trial) -> None:
         """Learn from a finished proposal, whatever its state; called once per proposal. The only mutator."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A genotype with what is known of it before any evaluation.
+
+    `key` is None, and `costs` empty, for an architecture that cannot be built.
+    """
+
+    genotype: Genotype
+    key: str | None
+    costs: Mapping[str, float]
+
+    @classmethod
+    def of(cls, space: Space, genotype: Genotype) -> Candidate:
+        """Build the architecture's graph and count."""
+        architecture = space.architecture(genotype)
+        try:
+            return cls(genotype, architecture.key(), architecture.metrics())
+        except GraphError:
+            return cls(genotype, None, {})
+
+    def excess(self, limits: Sequence[Limit]) -> float:
+        """How far it is outside the limits, relative to their bounds; infinite if it cannot be built."""
+        return inf if self.key is None else sum(limit.violation(self.costs) for limit in limits)

@@ -2,26 +2,17 @@
 
 from nas.blocks.base import Block, Branches, Chain, Stage, block_from_json, block_to_json, channels, make_divisible
 from nas.blocks.cell import Cell, CellNode, Edge
-from nas.blocks.conv import (
-    Conv,
-    Fire,
-    FusedInvertedResidual,
-    InvertedResidual,
-    MlpConv,
-    Separable,
-    ShuffleUnit,
-    Skip,
-    SqueezeExcite,
-)
+from nas.blocks.conv import Conv, Fire, MlpConv, Skip, SqueezeExcite
 from nas.blocks.dense import Dense, DenseBlock, Transition
 from nas.blocks.inception import Fractal, Inception, InceptionModule
+from nas.blocks.mobile import FusedInvertedResidual, Ghost, InvertedResidual, Separable, ShuffleUnit
 from nas.blocks.pool import AvgPool, DenseHead, Dropout, GlobalPool, Head, MaxPool, Norm, PoolHead, Wrap
 from nas.blocks.residual import Bottleneck, Residual
 
 __all__ = [
     "AvgPool", "Block", "Bottleneck", "Branches", "Cell", "CellNode", "Chain", "Conv", "Dense", "DenseBlock",
-    "DenseHead", "Dropout", "Edge", "Fire", "Fractal", "FusedInvertedResidual", "GlobalPool", "Head", "Inception",
-    "InceptionModule", "InvertedResidual", "MaxPool", "MlpConv", "Norm", "PoolHead", "Residual", "Separable",
-    "ShuffleUnit", "Skip", "SqueezeExcite", "Stage", "Transition", "Wrap", "block_from_json", "block_to_json",
-    "channels", "make_divisible",
+    "DenseHead", "Dropout", "Edge", "Fire", "Fractal", "FusedInvertedResidual", "Ghost", "GlobalPool", "Head",
+    "Inception", "InceptionModule", "InvertedResidual", "MaxPool", "MlpConv", "Norm", "PoolHead", "Residual",
+    "Separable", "ShuffleUnit", "Skip", "SqueezeExcite", "Stage", "Transition", "Wrap", "block_from_json",
+    "block_to_json", "channels", "make_divisible",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -20,6 +21,15 @@ from nas.errors import GraphError, SpaceError
 if TYPE_CHECKING:
     from nas.graph import Graph, GraphBuilder, Ref
     from nas.ops import Shape
+
+
+_KNOWN = 4096  # variants that a block remembers
+_PLAIN = frozenset({int, float, str, bool, type(None)})  # types of values in which nothing can be open
+
+
+@cache
+def _names(cls: type[Any]) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(cls))
 
 
 def channels(default: Any = dataclasses.MISSING, *, divisor: int = 8) -> Any:
@@ -51,8 +61,9 @@ class Block:
 
     def children(self) -> Iterator[tuple[str, Any]]:
         """Fields by name, in reading order."""
-        for f in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            yield f.name, getattr(self, f.name)
+        cls: Any = type(self)
+        for name in _names(cls):
+            yield name, getattr(self, name)
 
     def with_children(self, changes: Mapping[str, Any]) -> Self:
         """A copy with other field values. The same changes give the same object, so that its memory is shared."""
@@ -61,6 +72,8 @@ class Block:
         try:
             return known[key]
         except KeyError:
+            if len(known) >= _KNOWN:
+                known.clear()
             made = known[key] = self._replaced(changes)
             return made
         except TypeError:  # a value that cannot be hashed
@@ -74,7 +87,8 @@ class Block:
         """The children in which a choice is still open."""
         found: tuple[tuple[str, Any], ...] | None = self.__dict__.get("_open_")
         if found is None:
-            found = self.__dict__["_open_"] = tuple((name, v) for name, v in self.children() if is_open(v))
+            found = tuple([(name, v) for name, v in self.children() if v.__class__ not in _PLAIN and is_open(v)])
+            self.__dict__["_open_"] = found
         return found
 
     @property
@@ -93,7 +107,7 @@ class Block:
             if self.is_open:
                 raise SpaceError(f"block {self.label!r} has open choices; resolve it before building")
             g = GraphBuilder(*shapes)
-            known[shapes] = g.graph(self.wire(g, *range(len(shapes))), prune=False)
+            known[shapes] = g.graph(self.wire(g, *range(len(shapes))))
         return known[shapes]
 
     def steps(self) -> tuple[tuple[str, Block], ...] | None:
@@ -202,6 +216,8 @@ def stage(blocks: tuple[Block, ...], each: Mapping[str, Any], first: Mapping[str
     known: dict[Any, Stage] = blocks[0]._memory("stages")
     key = (tuple([id(block) for block in blocks]), pairs)
     if key not in known:
+        if len(known) >= _KNOWN:
+            known.clear()
         _has(blocks[0], first, "first")
         known[key] = Stage(blocks, pairs)
     return known[key]

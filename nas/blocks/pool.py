@@ -113,10 +113,19 @@ class DenseHead(Block):
 
 @dataclass(frozen=True)
 class PoolHead(Block):
-    """Global average pooling of one feature map per class (NiN)."""
+    """Global average pooling of one feature map per class (NiN).
+
+    `classes`: a 1x1 convolution with activation makes those maps; None: they are there already.
+    """
+
+    classes: int | None = None
+    activation: str = "relu"
 
     def wire(self, g: GraphBuilder, *x: Ref) -> Ref:
-        return g.flatten("flatten", g.global_pool("pool", x[0]))
+        y = x[0]
+        if self.classes is not None:
+            y = g.conv_norm_act("classifier", y, self.classes, 1, norm="none", activation=self.activation)
+        return g.flatten("flatten", g.global_pool("pool", y))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +29,15 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=1))
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Text to the left, numbers to the right and short. Outside a terminal, lines are as long as they need to be."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
         numeric = rows and all(isinstance(row[i], int | float) for row in rows if row[i] is not None)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*["" if v is None else format_number(v) if isinstance(v, float) else str(v) for v in row])
-    Console().print(table, highlight=False)
+        table.add_row(*["" if v is None else v if isinstance(v, str) else format_number(v) for v in row])
+    Console(width=None if sys.stdout.isatty() else 240).print(table, highlight=False)
 
 
 # -- a run ---------------------------------------------------------------------------------------------------------
@@ -46,13 +48,13 @@ def print_run(results: Results, *, everything: bool = False) -> None:
     trials = results.trials if everything else results.front
     names = _metric_names(trials, results)
     counts = ", ".join(f"{n} {state}" for state, n in summary(results.trials).items())
-    title = f"{results.path}: {counts or 'no trial yet'}; front of {len(results.front)}"
+    print(f"{results.path}: {counts or 'no trial yet'}; {len(results.front)} on the front")
     rows = [
         [str(t.number), *([t.state] if everything else []), *[t.metrics.get(name) for name in names], *_why(t, everything)]
         for t in trials
     ]
     columns = ["trial", *(["state"] if everything else []), *names, *(["remark"] if everything else [])]
-    _table(columns, rows, title=title)
+    _table(columns, rows)
 
 
 def _why(trial: Trial, everything: bool) -> list[str]:
@@ -189,7 +191,8 @@ def print_architecture(architecture: Architecture) -> None:
          f"{b['flops'] / total:.1%}"]
         for b in data["blocks"]
     ]  # fmt: skip
-    _table(["block", "kind", "output", "params", "FLOPs", "share"], lines, title=f"{data['name']}  {data['key']}")
+    print(f"{data['name']}  {data['key']}")
+    _table(["block", "kind", "output", "params", "FLOPs", "share"], lines)
     size = "x".join(map(str, data["input_shape"]))
     height, width = data["receptive_field"]
     print(f"input            {size}, {data['classes']} classes")

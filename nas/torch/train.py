@@ -1,13 +1,12 @@
 """Short trainings of a classifier that can be stopped after any epoch and continued as if they had not been.
 
-Everything random about epoch e depends on (seed, e) alone, the learning rate on the step alone. So a
+Everything random about epoch e depends on (seed, e) alone, and the learning rate on the step alone. So a
 checkpoint holds weights and optimiser, and a training continued from it is the uninterrupted one.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nas.errors import ConfigError, Diverged, EvaluationError, NasError, OutOfMemory, Stop, TimedOut
+from nas.torch.checkpoint import ADVICE, Checkpoint
 from nas.torch.recipe import Precision, Recipe
 from nas.torch.runtime import is_out_of_memory
 
@@ -33,7 +33,6 @@ T = TypeVar("T")
 Metrics = dict[str, float]
 Pairs = Iterable[tuple[Tensor, Tensor]]
 
-CHECKPOINT_FORMAT = 1
 STEPS_PER_LOOK = 50  # at the loss: on a GPU each look waits for the device
 
 
@@ -50,22 +49,24 @@ def fit(
     report: Callable[[float, Mapping[str, float]], None] | None = None,
     deadline: float | None = None,
 ) -> Metrics:
-    """Train `module` in place, on `device`, and return the metrics of its last epoch.
+    """Train `module` in place, on `device`, and return the metrics of the last epoch.
 
-    The metrics: "accuracy" (0..1) and "loss" (cross entropy) on `validation`, and "train_loss", the mean
-    of what was minimised. On the same machine with the same threads, a CPU repeats them bit for bit.
+    They are "accuracy" (0..1) and "loss" (cross entropy) on `validation`, and "train_loss", the mean of
+    what was minimised. A CPU repeats them bit for bit, given the same number of threads.
 
     Arguments:
         module: maps images (N, C, H, W) to logits (N, classes); initialised by the caller.
-        train, validation: batches on `device`, of the recipe's `batch`, `augment` and `channels_last`.
+        train, validation: batches on `device`, made with the recipe's `batch` and `channels_last`.
         seed: of dropout, at least 0. The order of the images is the batches' own.
-        epochs: where to stop, at most `recipe.epochs`, over which the learning rate is planned all the same.
-        checkpoint: file written after every epoch and, if it exists, continued from.
-        report: called with (epochs done, metrics) after every epoch, with the epochs that a checkpoint
-            remembers too, so that it hears the same after an interruption. May raise Stop.
-        deadline: seconds from now; checked between batches.
+        epochs: where to stop; by default, and at most, after `recipe.epochs`, which the learning rate
+            is planned for in any case.
+        checkpoint: a file to continue from if it exists, written every few epochs, at the end, and
+            before Stop leaves this function.
+        report: called with (epochs done, metrics) after every epoch, those that the checkpoint
+            remembers included, so that it hears the same after an interruption. It may raise Stop.
+        deadline: seconds from now; looked at before every batch.
 
-    Raises Diverged, OutOfMemory or TimedOut; EvaluationError if the module raises anything else or the
+    Raises Diverged, OutOfMemory or TimedOut; EvaluationError if the module raises anything else, or the
     checkpoint belongs to another training; ConfigError if `epochs` is out of range.
     """
     last = recipe.epochs if epochs is None else epochs
@@ -73,16 +74,21 @@ def fit(
         raise ConfigError(f"epochs: expected 1 to the recipe's {recipe.epochs}, got {last}")
     end = math.inf if deadline is None else time.monotonic() + deadline
     training = _Training(module, recipe, len(train), seed, torch.device(device))
-    history = training.restore(checkpoint) if checkpoint and checkpoint.exists() else []
+    file = Checkpoint(checkpoint, {"seed": seed, "steps per epoch": len(train), **asdict(recipe)})
+    file.load(training.restore)
+    history = training.history
     if len(history) > last:
-        raise EvaluationError(f"{checkpoint}: is at epoch {len(history)}, past {last}; delete it to start afresh")
+        raise EvaluationError(f"{checkpoint}: is at epoch {len(history)}, past {last}; {ADVICE}")
     for epoch in range(last):
         if epoch == len(history):
             history.append(training.epoch(epoch, train, validation, end))
-            if checkpoint:
-                training.save(checkpoint, history)
+            file.save(len(history), training.state, now=epoch + 1 == last)
         if report:
-            report(epoch + 1.0, history[epoch])
+            try:
+                report(epoch + 1.0, history[epoch])
+            except Stop:
+                file.save(len(history), training.state, now=True)
+                raise
     return history[-1]
 
 
@@ -91,13 +97,13 @@ def evaluate(
 ) -> Metrics:
     """Return the "accuracy" (0..1) and "loss" (mean cross entropy) of `module`, all on `device`.
 
-    Raises Diverged if the loss is not finite, OutOfMemory, or EvaluationError if the module raises.
+    Raises Diverged if the loss is not finite, OutOfMemory, and EvaluationError if the module raises.
     """
     return _evaluate(module, batches.epoch(0), torch.device(device), precision)
 
 
 def _trial_errors(function: Callable[P, T]) -> Callable[P, T]:
-    """Turn what torch or a user's layer raises into one line and a trial state."""
+    """Turn whatever torch or a user's layer raises into a trial state and one line."""
 
     @wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -109,27 +115,42 @@ def _trial_errors(function: Callable[P, T]) -> Callable[P, T]:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             if not is_out_of_memory(error):
                 raise EvaluationError(reason) from error
-        # Out here the error and the frames that it held are gone, and their tensors with them.
+        # Only out here are the frames gone that the error held on to, and their tensors with them.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        raise OutOfMemory(f"{reason}; a smaller batch or network needs less")
+        raise OutOfMemory(f"{reason}; a smaller network or batch needs less")
 
     return wrapper
 
 
 class _Training:
-    """A module and what its training carries from one step to the next."""
+    """A module, and what its training carries from one step to the next."""
 
     @_trial_errors
-    def __init__(
-        self, module: nn.Module, recipe: Recipe, steps: int, seed: int, device: torch.device
-    ) -> None:
+    def __init__(self, module: nn.Module, recipe: Recipe, steps: int, seed: int, device: torch.device) -> None:
         layout = torch.channels_last if recipe.channels_last else torch.preserve_format
         self.module = module.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.recipe, self.steps, self.seed, self.device = recipe, steps, seed, device
         self.optimizer = _optimizer(module, recipe)
         is_half = _autocast_type(recipe.precision, device) is torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=is_half)
+        self.history: list[Metrics] = []
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "history": self.history,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state` was."""
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.history = list(state["history"])
 
     @_trial_errors
     def epoch(self, epoch: int, train: Batches, validation: Batches, end: float) -> Metrics:
@@ -143,10 +164,10 @@ class _Training:
                 total += self._step(x, y, self.recipe.lr_at(epoch + (index + 1) / self.steps))
                 steps += 1
                 if steps % STEPS_PER_LOOK == 0:
-                    _check_finite(total, "training loss")
+                    _finite(total, "training loss")
         if steps == 0:
-            raise EvaluationError("no batch to train on: expected at least two training images")
-        train_loss = _check_finite(total / steps, "training loss")
+            raise EvaluationError("nothing to train on: expected batches of at least two images")
+        train_loss = _finite(total / steps, "training loss")
         batches = _until(end, validation.epoch(0))
         metrics = _evaluate(self.module, batches, self.device, self.recipe.precision)
         return {**metrics, "train_loss": train_loss}
@@ -166,51 +187,6 @@ class _Training:
         self.scaler.update()
         return loss.detach()
 
-    def save(self, path: Path, history: list[Metrics]) -> None:
-        """Write a checkpoint; whoever reads `path` finds the old one or the new one, whole."""
-        state = {
-            "training": self._identity(),
-            "history": history,
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            torch.save(state, temporary)
-            temporary.replace(path)
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            raise EvaluationError(f"{path}: cannot write the checkpoint: {error}") from error
-
-    def restore(self, path: Path) -> list[Metrics]:
-        """Take up a checkpoint and return the metrics of its epochs."""
-        advice = "delete it to start afresh"
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            saved, history = dict(state["training"]), list(state["history"])
-        except Exception as error:
-            raise EvaluationError(f"{path}: not a checkpoint of a training; {advice}") from error
-        for name, value in self._identity().items():
-            if saved.get(name) != value:
-                found = f"{name} was {saved.get(name)!r} and is {value!r}"
-                raise EvaluationError(f"{path}: belongs to another training: {found}; {advice}")
-        try:
-            self.module.load_state_dict(state["module"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
-        except Exception as error:
-            raise EvaluationError(f"{path}: belongs to another architecture; {advice}") from error
-        return history
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "format": CHECKPOINT_FORMAT,
-            "seed": self.seed,
-            "steps per epoch": self.steps,
-            **asdict(self.recipe),
-        }
-
 
 @_trial_errors
 def _evaluate(module: nn.Module, batches: Pairs, device: torch.device, precision: Precision) -> Metrics:
@@ -225,11 +201,11 @@ def _evaluate(module: nn.Module, batches: Pairs, device: torch.device, precision
             correct += (logits.argmax(1) == y).sum()
             count += len(y)
     module.train(was_training)
-    return {"accuracy": int(correct) / count, "loss": _check_finite(total / count, "validation loss")}
+    return {"accuracy": int(correct) / count, "loss": _finite(total / count, "validation loss")}
 
 
 def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    norms = (nn.LayerNorm, nn.RMSNorm)  # the only norms whose weights may have more than one dimension
+    norms = (nn.LayerNorm, nn.RMSNorm)  # the ones whose weights may have more than one dimension
     exempt = {p for layer in module.modules() if isinstance(layer, norms) for p in layer.parameters()}
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -248,8 +224,8 @@ def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def _autocast_type(precision: Precision, device: torch.device) -> torch.dtype:
     if precision != "auto":
-        dtype: torch.dtype = getattr(torch, precision)
-        return dtype
+        named: torch.dtype = getattr(torch, precision)
+        return named
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -278,11 +254,11 @@ def _own_randomness(seed: tuple[int, int], device: torch.device) -> Iterator[Non
 def _until(end: float, batches: Pairs) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in batches:
         if time.monotonic() > end:
-            raise TimedOut("the time for this trial is used up; allow more or train fewer epochs")
+            raise TimedOut("the time for this trial is used up; allow more, or train for fewer epochs")
         yield batch
 
 
-def _check_finite(value: Tensor, name: str) -> float:
+def _finite(value: Tensor, name: str) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise Diverged(f"the {name} became {number}; a lower learning rate or clipping may help")

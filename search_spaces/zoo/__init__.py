@@ -16,7 +16,7 @@ from nas.architecture import Architecture
 from nas.errors import SpaceError
 from nas.ops import Shape
 
-from . import dense, inception, mobile, plain, regnet, resnet, searched
+from . import dense, efficientnet, inception, light, mobile, plain, regnet, resnet, searched
 
 _MODELS = {
     **plain.MODELS,
@@ -25,7 +25,9 @@ _MODELS = {
     **dense.MODELS,
     **regnet.MODELS,
     **mobile.MODELS,
+    **light.MODELS,
     **searched.MODELS,
+    **efficientnet.MODELS,
 }
 
 

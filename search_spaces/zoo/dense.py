@@ -27,10 +27,12 @@ def _dense(repeats: tuple[int, ...], block: DenseBlock, compression: float) -> d
     return parts
 
 
-def densenet(classes: int, depth: int = 121, growth: int = 32, width: int = 64) -> Block:
-    """DenseNet-BC for ImageNet (Huang et al. 2017); `width`: channels of the stem."""
+def densenet(classes: int, depth: int = 121, growth: int = 32, deep: bool = False) -> Block:
+    """DenseNet-BC for ImageNet (Huang et al. 2017); `deep`: three 3x3 convolutions instead of a 7x7 as stem."""
+    width = 2 * growth
+    stem = Chain(Conv(growth, stride=2), Conv(growth), Conv(width)) if deep else Conv(width, 7, stride=2)
     return Chain(
-        stem=Conv(width, 7, stride=2),
+        stem=stem,
         pool=MaxPool(3, 2, 1),
         **_dense(REPEATS[depth], DenseBlock(growth=growth), 0.5),
         norm=Norm(),
@@ -60,11 +62,12 @@ def fractalnet_cifar(classes: int, columns: int) -> Block:
 
 MODELS = {
     "densenet121": Entry(densenet),
-    "densenet161": Entry(partial(densenet, depth=161, growth=48, width=96)),
+    "densenet161": Entry(partial(densenet, depth=161, growth=48)),
     "densenet169": Entry(partial(densenet, depth=169)),
     "densenet201": Entry(partial(densenet, depth=201)),
     "densenet264": Entry(partial(densenet, depth=264)),
     "densenet264_k48": Entry(partial(densenet, depth=264, growth=48)),
+    "densenet264d": Entry(partial(densenet, depth=264, growth=48, deep=True)),
     **{
         f"densenet_{depth}_{growth}_cifar": Entry(partial(densenet_cifar, depth=depth, growth=growth), 32, 10)
         for depth, growth in ((40, 12), (100, 12))

@@ -28,10 +28,7 @@ def googlenet(classes: int, original: bool = False) -> Block:
     As torchvision has it: batch norm, and 3x3 in place of 5x5 kernels; `original`: the paper's, without norm.
     """
     norm = "none" if original else "batch"
-
-    def module(*widths: int) -> Block:
-        return InceptionModule(*widths, five_kernel=5 if original else 3, norm=norm)
-
+    module = partial(InceptionModule, five_kernel=5 if original else 3, norm=norm)
     pool = MaxPool(3, 2, ceil=True)
     return Chain(
         conv1=Conv(64, 7, stride=2, norm=norm),

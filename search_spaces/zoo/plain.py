@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from nas.blocks import Block, Chain, Conv, DenseHead, Dropout, Fire, MaxPool, MlpConv, PoolHead
+from nas.blocks import AvgPool, Block, Chain, Conv, DenseHead, Dropout, Fire, MaxPool, MlpConv, PoolHead
 from nas.choices import Repeat
 
 from .entry import Entry
@@ -39,25 +39,28 @@ def alexnet(
 def vgg(classes: int, depth: int = 16, norm: str = "none") -> Block:
     """VGG (Simonyan & Zisserman 2014), configurations A, B, D and E; `norm` "batch" for the later BN versions."""
     repeats = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}[depth]
-    parts: dict[str, object] = {}
+    parts: dict[str, Block | Repeat] = {}
     for i, (width, times) in enumerate(zip((64, 128, 256, 512, 512), repeats, strict=True), 1):
-        parts[f"stage{i}"] = Repeat(Conv(width, norm=norm), times)
+        parts[f"stage{i}"] = Repeat(Conv(width, norm=norm, bias=True), times)
         parts[f"pool{i}"] = MaxPool(2)
     return Chain(**parts, head=DenseHead(classes))
 
 
 def nin(classes: int) -> Block:
-    """Network in Network for ImageNet (Lin et al. 2013), the authors' Caffe model."""
+    """Network in Network for ImageNet (Lin et al. 2013), the authors' Caffe model.
+
+    Windows that reach over the border are dropped; Caffe keeps them (27 instead of 26 positions after `pool1`).
+    """
     return Chain(
         mlp1=MlpConv(96, (96, 96), kernel=11, stride=4, padding=0),
-        pool1=MaxPool(3, 2, ceil=True),
+        pool1=MaxPool(3, 2),
         mlp2=MlpConv(256, (256, 256), kernel=5),
-        pool2=MaxPool(3, 2, ceil=True),
+        pool2=MaxPool(3, 2),
         mlp3=MlpConv(384, (384, 384)),
-        pool3=MaxPool(3, 2, ceil=True),
+        pool3=MaxPool(3, 2),
         dropout=Dropout(0.5),
-        mlp4=MlpConv(1024, (1024, classes)),
-        head=PoolHead(),
+        mlp4=MlpConv(1024, (1024,)),
+        head=PoolHead(classes),
     )
 
 
@@ -68,25 +71,23 @@ def nin_cifar(classes: int) -> Block:
         pool1=MaxPool(3, 2, ceil=True),
         dropout1=Dropout(0.5),
         mlp2=MlpConv(192, (192, 192), kernel=5),
-        pool2=MaxPool(3, 2, ceil=True),
+        pool2=AvgPool(3, 2, ceil=True),
         dropout2=Dropout(0.5),
-        mlp3=MlpConv(192, (192, classes)),
-        head=PoolHead(),
+        mlp3=MlpConv(192, (192,)),
+        head=PoolHead(classes),
     )
 
 
 def squeezenet(classes: int, early: bool = False) -> Block:
     """SqueezeNet 1.0 (Iandola et al. 2016); `early`: 1.1, which pools earlier and costs 2.4 times less."""
-    pool = MaxPool(3, 2, ceil=True)
-    fire = {f"fire{i}": Fire(w) for i, w in enumerate((128, 128, 256, 256, 384, 384, 512, 512), 2)}
     stem = Conv(64, 3, stride=2, padding=0, norm="none") if early else Conv(96, 7, stride=2, padding=0, norm="none")
-    parts: dict[str, object] = {"stem": stem, "pool1": pool}
-    for name, block in fire.items():
-        parts[name] = block
-        if name in (("fire3", "fire5") if early else ("fire4", "fire8")):
-            parts[name.replace("fire", "pool")] = pool
-    classifier = Conv(classes, 1, norm="none")
-    return Chain(**parts, dropout=Dropout(0.5), classifier=classifier, head=PoolHead())
+    pool = MaxPool(3, 2, ceil=True)
+    parts: dict[str, Block] = {"stem": stem, "pool1": pool}
+    for i, width in enumerate((128, 128, 256, 256, 384, 384, 512, 512), 2):
+        parts[f"fire{i}"] = Fire(width)
+        if i in ((3, 5) if early else (4, 8)):
+            parts[f"pool{i}"] = pool
+    return Chain(**parts, dropout=Dropout(0.5), head=PoolHead(classes))
 
 
 CAFFE = (96, 256, 384, 384, 256)

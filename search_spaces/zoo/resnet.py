@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,10 +15,12 @@ REPEATS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23,
 SE = SqueezeExcite(ratio=1 / 16)
 
 
-def _stages(block: type[Block], widths: tuple[int, ...], repeats: tuple[int, ...], **style: Any) -> dict[str, Repeat]:
+def _stages(
+    block: Callable[..., Block], widths: tuple[int, ...], repeats: tuple[int, ...], **style: Any
+) -> dict[str, Repeat]:
     """Stages of one kind of block; every stage but the first begins with stride 2."""
     return {
-        f"stage{i}": Repeat(block(width=width, **style), times, first={"stride": 2} if i > 1 else {})  # type: ignore[call-arg]  # every residual block has a width
+        f"stage{i}": Repeat(block(width=width, **style), times, first={"stride": 2} if i > 1 else {})
         for i, (width, times) in enumerate(zip(widths, repeats, strict=True), 1)
     }
 

@@ -1,0 +1,77 @@
+"""Short training on the task's training images, scored on its validation images."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.architecture import Architecture
+from nas.evaluator import Evaluator, Report, Task
+from nas.torch.recipe import Recipe
+from nas.trial import Metric
+
+if TYPE_CHECKING:
+    from nas.torch.data import Split
+
+
+class Train(Evaluator):
+    """Trains every architecture for a few epochs; accuracy and cross entropy are those of held-out images.
+
+    Options are the fields of `nas.torch.recipe.Recipe`: epochs, batch, optimizer, lr, and so on. An interrupted
+    trial goes on from its last epoch and ends as if it had not been interrupted.
+
+    Raises ConfigError for an option out of range.
+    """
+
+    __signature__ = inspect.signature(Recipe)  # what `--set evaluator.NAME=VALUE` takes
+    metrics = (Metric("accuracy"), Metric("loss", "min"))
+
+    def __init__(self, **options: Any) -> None:
+        self.recipe = Recipe(**options)
+        self.budget = float(self.recipe.epochs)
+
+    def open(self, task: Task, *, device: str, threads: int) -> None:
+        from nas.torch.runtime import pick_device, prepare
+
+        self.device = pick_device(device)
+        prepare(self.device, threads)
+        self.data = task.load()
+        self._placed: dict[tuple[int, int], tuple[Split, Split]] = {}
+
+    def evaluate(
+        self, arch: Architecture, *, seed: int, budget: float | None, workdir: Path, report: Report
+    ) -> Mapping[str, float]:
+        from nas.export.weights import save
+        from nas.torch.loader import Augment, Batches
+        from nas.torch.train import fit
+
+        recipe, data = self.recipe, self.data
+        train, validation = self._splits(arch.input_shape[1:])
+        shape = arch.input_shape
+        common: dict[str, Any] = {"mean": data.mean, "std": data.std, "device": self.device,
+                                  "channels_last": recipe.channels_last}  # fmt: skip
+        augment = Augment.default(shape) if recipe.augment else Augment(crop=0, flip=False)  # type: ignore[arg-type]
+        module = arch.module(seed=seed)
+        metrics = fit(
+            module,
+            Batches(train, batch=recipe.batch, augment=augment, seed=seed, **common),
+            Batches(validation, batch=max(recipe.batch, 256), **common),
+            recipe,
+            seed=seed, device=self.device, epochs=None if budget is None else int(budget),
+            checkpoint=workdir / "checkpoint.pt", report=report, deadline=report.remaining,
+        )  # fmt: skip
+        save(module, workdir / "weights.safetensors", key=arch.key())
+        return metrics
+
+    def _splits(self, size: tuple[int, ...]) -> tuple[Split, Split]:
+        """Training and validation images on the device at a resolution, resized once."""
+        from nas.torch.loader import place
+
+        height, width = size
+        if (height, width) not in self._placed:
+            splits = (self.data.train, self.data.validation)
+            train, validation = (place(split, self.device, (height, width)) for split in splits)
+            self._placed[height, width] = train, validation
+        return self._placed[height, width]

@@ -1,0 +1,40 @@
+"""Every strategy that is installed passes the conformance suite; one without a class here fails a test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nas.plugins import available, make_strategy
+from nas.space import Space
+from nas.strategy import Strategy
+from nas.testing import StrategyConformance
+from nas.trial import Limit, Objective
+
+
+class Named(StrategyConformance):
+    """Conformance of an installed strategy, made as the command line makes it."""
+
+    __test__ = False
+    name = ""
+
+    def make(self, space: Space, objectives: Sequence[Objective], limits: Sequence[Limit]) -> Strategy:
+        return make_strategy(self.name, space, objectives, limits, options={})
+
+
+class TestRandom(Named):
+    __test__ = True
+    name = "random"
+
+
+class TestEvolution(Named):
+    __test__ = True
+    name = "evolution"
+
+
+class TestRegularizedEvolution(Named):
+    __test__ = True
+    name = "regularized-evolution"
+
+
+def test_every_installed_strategy_is_tested_here() -> None:
+    assert set(available("strategies")) == {cls.name for cls in Named.__subclasses__()}
