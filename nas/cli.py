@@ -134,7 +134,7 @@ def _architecture(source: str, which: str) -> Architecture:
 
     from nas.architecture import Architecture
     from nas.errors import SpaceError
-    from nas.plugins import load as load_object
+    from nas.plugins import reference
     from nas.session import load
 
     path = Path(source)
@@ -145,9 +145,7 @@ def _architecture(source: str, which: str) -> Architecture:
             return Architecture.from_json(json.loads(path.read_text()))
         except (OSError, ValueError) as error:
             raise SpaceError(f"architecture file {path} cannot be read: {error}") from None
-    get = load_object("nas.search_spaces.zoo:get")
-    architecture: Architecture = get(source)
-    return architecture
+    return reference(source)
 
 
 def main() -> None:

@@ -20,19 +20,10 @@ def costs(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Array:
 
 def ranks(values: Array) -> NDArray[np.int64]:
     """Non-dominated rank of each row, 0 for the front (Deb et al. 2002). Equal rows share a rank."""
-    n = len(values)
-    out = np.full(n, -1, dtype=np.int64)
-    if n == 0:
-        return out
-    better_or_equal = (values[:, None, :] <= values[None, :, :]).all(axis=2)
-    dominates = better_or_equal & ~better_or_equal.T
-    left, rank = dominates.sum(axis=0), 0
-    while (out < 0).any():
-        front = (left == 0) & (out < 0)
-        out[front] = rank
-        left = left - dominates[front].sum(axis=0)
-        rank += 1
-    return out
+    import moocore
+
+    found: NDArray[np.int64] = moocore.pareto_rank(values).astype(np.int64) if len(values) else np.empty(0, np.int64)
+    return found
 
 
 def crowding(values: Array) -> Array:

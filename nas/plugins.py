@@ -12,14 +12,15 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
-from nas.errors import PluginError
+from nas.architecture import Architecture
+from nas.errors import NasError, PluginError
 from nas.evaluator import Evaluator, Function
 from nas.ops import Shape
 from nas.space import Space
 from nas.strategy import Strategy
 
-Kind = Literal["search_spaces", "strategies", "evaluators"]
-_WORDS = {"search_spaces": "space", "strategies": "strategy", "evaluators": "evaluator"}
+Kind = Literal["search_spaces", "strategies", "evaluators", "zoo"]
+_WORDS = {"search_spaces": "space", "strategies": "strategy", "evaluators": "evaluator", "zoo": "zoo"}
 
 
 @cache
@@ -111,11 +112,30 @@ def defaults_of(target: Callable[..., Any]) -> Mapping[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
+def reference_names() -> list[str]:
+    """Names of the reference architectures: those of every `nas.zoo` entry point, a module with `names` and `get`."""
+    return [name for zoo in available("zoo") for name in find("zoo", zoo).names()]
+
+
+def reference(name: str) -> Architecture:
+    """A reference architecture. Raises SpaceError for an unknown name."""
+    zoos = [find("zoo", zoo) for zoo in available("zoo")]
+    known = [zoo for zoo in zoos if name in zoo.names()]
+    architecture: Architecture = (known or zoos)[0].get(name)
+    return architecture
+
+
 def _call(target: Any, what: str, prefix: str, options: Mapping[str, Any], *args: Any) -> Any:
     if not callable(target):
         raise PluginError(f"{what} is a {type(target).__name__}, expected a class or function")
     check_options(target, options, what, prefix, skip=len(args))
-    return target(*args, **options)
+    try:
+        return target(*args, **options)
+    except NasError:
+        raise
+    except Exception as error:  # whatever a plug-in does with its options
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise PluginError(f"{what} cannot be made with ({given}): {type(error).__name__}: {error}") from error
 
 
 def _expect(made: Any, kind: type[Any], what: str, expected: str) -> Any:

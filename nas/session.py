@@ -23,6 +23,7 @@ from nas.store import Run, write_atomically
 from nas.trial import ANALYSIS_METRICS, Metric, Objective, Trial, parse_limit, parse_objectives
 
 RUNS = Path("runs")
+SMALL = 16 * 16
 OnTrial = Callable[[Search, Trial], None]
 
 
@@ -85,7 +86,7 @@ class _Parts:
     def search(self, run: Run, on_trial: OnTrial | None) -> Search:
         from nas.executors.local import Local
 
-        threads = self.config.threads or len(os.sched_getaffinity(0))
+        threads = self.config.threads or _threads(self.task)
         search = Search(
             run, self.space, self.strategy, self.evaluator, self.plan,
             lambda report: Local(self.evaluator, self.task, device=self.device, threads=threads, on_report=report),
@@ -101,6 +102,12 @@ def _device(config: Config, evaluator: Evaluator) -> str:
     from nas.torch.runtime import pick_device
 
     return str(pick_device(config.device))
+
+
+def _threads(task: Task) -> int:
+    """All cores, but one where the images are so small that handing out the work costs more than the work."""
+    _, height, width = task.input_shape
+    return 1 if height * width <= SMALL else len(os.sched_getaffinity(0))
 
 
 def _task(config: Config, evaluator: Evaluator) -> Task:

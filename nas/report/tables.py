@@ -92,14 +92,12 @@ def run_json(results: Results, *, everything: bool = False) -> dict[str, Any]:
 
 def rows(what: str, folder: Path) -> list[dict[str, Any]]:
     """What `nas list` shows. Raises ConfigError for an unknown list."""
-    from nas.plugins import available, find, load
+    from nas.plugins import available, find, reference, reference_names
 
     if what == "runs":
         return _runs(folder)
     if what == "zoo":
-        names: Sequence[str] = load("nas.search_spaces.zoo:names")()
-        get = load("nas.search_spaces.zoo:get")
-        return [_costs(name, get(name)) for name in names]
+        return [_costs(name, reference(name)) for name in reference_names()]
     kinds = {"spaces": "search_spaces", "strategies": "strategies", "evaluators": "evaluators"}
     if what not in kinds:
         raise ConfigError(f"list: {what!r} is not one of runs, zoo, {', '.join(kinds)}")

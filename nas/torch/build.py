@@ -63,7 +63,7 @@ class GraphModule(nn.Module):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.graph = graph
+        self._size = len(graph.nodes)
         self._inputs = graph.inputs
         self._output = graph.output
         paths = module_paths(graph)
@@ -90,7 +90,7 @@ class GraphModule(nn.Module):
         parent.add_module(name, module)
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
-        values: list[Any] = [None] * len(self.graph.nodes)
+        values: list[Any] = [None] * self._size
         values[self._inputs[0]] = x
         if len(self._inputs) > 1:  # `others` itself is not touched where there are none: torch.fx cannot iterate it
             for i, other in zip(self._inputs[1:], others, strict=True):
@@ -108,7 +108,9 @@ class GraphModule(nn.Module):
 
 # -- names -------------------------------------------------------------------------------------------------------------
 
-_TAKEN = frozenset(dir(nn.ModuleDict()) + dir(nn.Sequential()) + ["weight", "bias"])
+_TAKEN = frozenset(
+    dir(nn.ModuleDict()) + dir(nn.Sequential()) + ["weight", "bias", "_size", "_inputs", "_output", "_steps"]
+)
 
 
 def module_paths(graph: Graph) -> dict[str, str]:
@@ -221,7 +223,9 @@ def trace(op: ops.Module, inputs: tuple[Shape, ...]) -> tuple[Shape, int, int]:
     if not isinstance(out, Tensor):
         raise PluginError(f"{op.target} returns {type(out).__name__}; expected one tensor")
     if out.dim() < 2 or out.shape[0] != batch:
-        raise PluginError(f"{op.target} maps a batch of {batch} to the shape {tuple(out.shape)}; it must keep the batch")
+        raise PluginError(
+            f"{op.target} maps a batch of {batch} to the shape {tuple(out.shape)}; it must keep the batch"
+        )
     params = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return tuple(out.shape[1:]), params, counter.get_total_flops() // (2 * batch)
 

@@ -23,7 +23,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device("cuda" if gpus else "cpu")
     if name not in present:
-        raise ConfigError(f"device: expected auto or one that torch finds here ({', '.join(present)}), got {name!r}")
+        raise ConfigError(f"device: expected auto or one found here ({', '.join(present)}), got {name!r}")
     return torch.device(name)
 
 
@@ -59,7 +59,8 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST_INT), (M_ARENA_MAX, 1))
-    return all([libc.mallopt(parameter, value) == 1 for parameter, value in settings])
+    done = [libc.mallopt(parameter, value) for parameter, value in settings]  # 1 each, or 0
+    return all(done)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

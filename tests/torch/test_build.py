@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 from importlib import import_module
 
 import numpy as np
@@ -23,6 +24,17 @@ from nas.torch.build import build, module_paths
 
 SE = b.SqueezeExcite(0.25, activation="silu")
 MAP = (12, 9, 7)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small networks run faster so, and several test processes do not fight for the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 BLOCKS = {
     "conv": b.Conv(8),
     "conv wide": b.Conv(8, (1, 5), stride=2, groups=4, padding=(0, 1), bias=True),
@@ -95,7 +107,7 @@ def check(graph: Graph, *, backward: bool = True) -> None:
     for node in graph.nodes:
         if node.weights is None and type(node.op) is not ops.Input:
             assert seen[node.name] == shapes[node.name], node.name
-    assert {key.rpartition(".")[0] for key in module.state_dict()} <= set(shapes)
+    assert all(any(key.startswith(name + ".") for name in shapes) for key in module.state_dict())
     if backward:
         module.train()(*[x.requires_grad_() for x in inputs]).sum().backward()
         assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
@@ -208,7 +220,7 @@ def test_traces_and_compiles(network: Graph, training: bool) -> None:
     traced = torch.fx.symbolic_trace(module)
     program = torch.export.export(module, (x,))
     compiled = torch.compile(module, backend="eager", fullgraph=True)
-    assert list(program.state_dict) == list(module.state_dict())
+    assert set(program.state_dict) == set(module.state_dict())
     if not training:
         for other in (traced, program.module(), compiled):
             assert torch.allclose(other(x), module(x), atol=1e-6)
@@ -244,7 +256,7 @@ def test_drop_path_drops_whole_samples() -> None:
     out = module.train()(torch.ones(4000, 4, 3, 3))
     per_sample = out.flatten(1)
     assert (per_sample == per_sample[:, :1]).all()
-    assert set(per_sample[:, 0].tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert sorted(set(per_sample[:, 0].tolist())) == [0, pytest.approx(4 / 3)]
     assert out.mean().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(module.eval()(out), out)
 
@@ -273,24 +285,24 @@ def test_shared_weights() -> None:
     assert counter.get_total_flops() == 2 * analyse(graph).flops
 
 
-def test_several_inputs_and_dead_nodes() -> None:
+def test_several_inputs() -> None:
     g = GraphBuilder((4, 6, 6), (4, 1, 1))
-    g.conv("dead", 0, 3)
     module = build(g.graph(g.mul("scale", 1, 0)))
     a, c = torch.rand(2, 4, 6, 6), torch.rand(2, 4, 1, 1)
     assert torch.equal(module(a, c), a * c)
-    assert list(module.state_dict()) == ["dead.weight"]
+    with pytest.raises(ValueError, match="shorter"):
+        module(a)
 
 
 def test_names_that_a_module_cannot_have() -> None:
     g = GraphBuilder((4, 6, 6))
     x = 0
-    for name in ("half", "class.conv", "1x1", "a-b", "block", "block.conv", "2.weight"):
+    for name in ("half", "class.conv", "_steps", "1x1", "a-b", "block", "block.conv", "2.weight"):
         x = g.conv(name, x, 4)
     graph = g.graph(x)
     paths = module_paths(graph)
     assert [paths[node.name] for node in graph.nodes[1:]] == [
-        "half_", "class_.conv", "1x1_", "a_b", "block_", "block.conv", "2.weight_",
+        "half_", "class_.conv", "_steps_", "1x1_", "a_b", "block_", "block.conv", "2.weight_",
     ]  # fmt: skip
     assert [key.removesuffix(".weight") for key in build(graph).state_dict()] == list(paths.values())[1:]
     g = GraphBuilder((4, 6, 6))

@@ -183,7 +183,9 @@ def test_folder_skips_what_is_no_image_and_finds_nested_ones(tmp_path: Path) -> 
     (tmp_path / "class0" / "00000.png").rename(nested / "00000.png")
     for name in (".hidden.png", "Thumbs.db", "labels.csv"):
         (tmp_path / "class1" / name).write_bytes(b"no image")
-    (tmp_path / ".cache").mkdir()
+    for cache in (tmp_path / ".cache", nested / ".cache"):
+        cache.mkdir()
+        Image.fromarray(x[0]).save(cache / "copy.png")
     (tmp_path / "README.md").write_text("text")
     assert all_of(load(tmp_path)) == expected(x, y)
 
@@ -213,6 +215,13 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
 def test_npz_layouts_and_types(tmp_path: Path, layout: str) -> None:
     x, y = make(shape=(8, 6, 3))
     np.savez(tmp_path / "a.npz", x=LAYOUTS[layout](x), y=y.astype(np.uint8)[:, None])
+    assert all_of(load(tmp_path / "a.npz")) == expected(x, y)
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+def test_npz_of_grey_images_with_a_channel_axis(tmp_path: Path, axis: int) -> None:
+    x, y = make()
+    np.savez(tmp_path / "a.npz", x=np.expand_dims(x, axis), y=y)
     assert all_of(load(tmp_path / "a.npz")) == expected(x, y)
 
 
@@ -281,10 +290,10 @@ def test_our_python_2_pickles_are_what_python_reads() -> None:
 
 def test_cifar100(tmp_path: Path) -> None:
     x, y = make(60, (32, 32, 3))
-    flat = np.asfortranarray(np.moveaxis(x, 3, 1).reshape(60, -1))
+    flat = np.moveaxis(x, 3, 1).reshape(60, -1)
     names = ("train", slice(45)), ("test", slice(45, None))
     files = {
-        name: as_python3({b"fine_labels": y[part].tolist(), b"coarse_labels": [0], b"data": flat[part]}, 2)
+        name: as_python3({b"fine_labels": y[part].tolist(), b"data": np.asfortranarray(flat[part])}, 2)
         for name, part in names
     }
     files["meta"] = as_python2({b"fine_label_names": [b"cat", b"dog", b"owl"]})
@@ -331,8 +340,9 @@ def test_test_images_never_reach_a_search(tmp_path: Path) -> None:
 
 def test_the_file_system_order_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path, *make())
-    (tmp_path / "class0" / "sub").mkdir()
-    (tmp_path / "class0" / "00000.png").rename(tmp_path / "class0" / "sub" / "00000.png")
+    for path in sorted((tmp_path / "class0").iterdir()):  # a folder for each of these
+        path.with_suffix("").mkdir()
+        path.rename(path.with_suffix("") / path.name)
     forward = load(tmp_path)
     scandir = os.scandir
 
@@ -389,6 +399,7 @@ def test_hold_out_takes_its_share_of_each_class(labels: list[int], share: float,
     subset = Subset.whole(Part(np.empty(0), np.array(labels)))
     rest, held = subset.hold_out(share, np.random.default_rng(seed))
     assert sorted([*rest.indices, *held.indices]) == list(range(len(labels)))
+    assert all((np.diff(part.indices) > 0).all() for part in (rest, held))  # in the part's order
     counts, taken = Counter(labels), Counter(held.labels.tolist())
     for label, count in counts.items():
         assert taken[label] == (1 if count == 1 else min(max(round(count * share), 1), count - 1))

@@ -1,0 +1,149 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from nas import cli
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command did."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def nas(*arguments: str, cwd: Path | None = None) -> Done:
+    """Run the command line in this process: importing torch once is enough."""
+    out, err = io.StringIO(), io.StringIO()
+    folder = contextlib.chdir(cwd) if cwd else contextlib.nullcontext()
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with folder, streams[0], streams[1], mock.patch.object(sys, "argv", ["nas", *arguments]):
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search on the table."""
+    folder = tmp_path_factory.mktemp("cli")
+    done = nas("search", "--space=nasbench-macro", "--evaluator=table", "--trials=30", "--out=run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def test_a_search_ends_with_the_front_and_the_next_command(run: Path) -> None:
+    done = nas("resume", str(run), "--trials=31")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"run {run}"
+    assert "[31/31 trials" in lines[1]
+    assert lines[-1] == f"next   nas export {run} --arch best"
+    assert (run / "front.png").read_bytes().startswith(b"\x89PNG")
+    front = json.loads((run / "front.json").read_text())["front"]
+    assert len(front) == int(next(line for line in lines if "on the front" in line).split()[-4])
+
+
+def test_show_and_inspect_agree(run: Path) -> None:
+    shown = json.loads(nas("show", str(run), "--json").stdout)
+    best = max(shown["trials"], key=lambda trial: trial["metrics"]["accuracy"])
+    inspected = json.loads(nas("inspect", str(run), "--json").stdout)
+    assert inspected["flops"] == best["metrics"]["flops"]
+    assert inspected["key"] == best["key"]
+    assert sum(block["flops"] for block in inspected["blocks"]) == inspected["flops"]
+    assert sum(block["params"] for block in inspected["blocks"]) == inspected["params"]
+    everything = json.loads(nas("show", str(run), "--all", "--json").stdout)
+    assert sum(everything["states"].values()) == len(everything["trials"]) >= 30
+    assert nas("show", str(run), "--all").returncode == 0
+
+
+def test_inspect_prints_the_zoo(run: Path) -> None:
+    done = nas("inspect", "resnet50")
+    assert "25,557,032" in done.stdout
+    assert "4,089,184,256" in done.stdout
+    file = run / "resnet50.json"
+    from nas.search_spaces.zoo import get
+
+    file.write_text(json.dumps(get("resnet50").to_json()))
+    assert json.loads(nas("inspect", str(file), "--json").stdout)["params"] == 25_557_032
+
+
+@pytest.mark.parametrize("what", ["spaces", "strategies", "evaluators", "zoo"])
+def test_lists(what: str) -> None:
+    rows = json.loads(nas("list", what, "--json").stdout)
+    names = {row["name"] for row in rows}
+    assert names > {"spaces": {"mobile"}, "strategies": {"random"}, "evaluators": {"train"}, "zoo": {"resnet50"}}[what]
+    assert nas("list", what).stdout.count("\n") == len(rows) + 1
+
+
+def test_list_shows_runs_and_what_is_wrong_with_them(run: Path) -> None:
+    broken = run.parent / "broken"
+    broken.mkdir()
+    (broken / "run.json").write_text("{")
+    rows = {Path(row["run"]).name: row for row in json.loads(nas("list", "--folder", str(run.parent), "--json").stdout)}
+    assert rows["run"]["space"] == "nasbench-macro"
+    assert "cannot be read" in rows["broken"]["remark"]
+    assert "no runs here" in nas("list", "--folder", str(run / "nothing")).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "--strategy=evolutoin"], "no strategy is called 'evolutoin'; did you mean 'evolution'?"),
+        (["search", "--space=nope"], "no space is called 'nope'"),
+        (["search", "--space=nope:Nope"], "cannot be imported: ModuleNotFoundError"),
+        (["search", "--space=json:dumps"], "space 'json:dumps'"),
+        (["search", "--evaluator=toys:nothing"], "has no 'nothing'"),
+        (["search", "--set", "strategy.populaton=3"], "has no option 'populaton', did you mean strategy.population?"),
+        (["search", "--set", "strategy.population=none"], "strategy.population: expected a whole number"),
+        (["search", "--set", "evaluator.epochs=0"], "epochs: expected a whole number of at least 1, got 0"),
+        (["search", "--set", "data.limits=3"], "no option 'limits', did you mean data.limit?"),
+        (["search", "--set", "space.width=-1"], "width must be positive"),
+        (["search", "--limit", "flops=lots"], "limit: 'lots' in 'flops=lots' is not a number"),
+        (["search", "--limit", "speed=3"], "with a metric among accuracy, loss, flops"),
+        (["search", "--objectives", "acuracy"], "objectives: 'acuracy' is not a metric"),
+        (["search", "--data", "/no/such/folder"], "no such file or folder"),
+        (["search", "--device", "tpu"], "device: expected auto"),
+        (["search", "--trials", "0"], "trials: expected a whole number of at least 1"),
+        (["search", "--time", "soon"], "time: expected a time such as"),
+        (["search", "--config", "none.toml"], "does not exist"),
+        (["search", "--evaluator=table", "--space=mobile"], "no trial of"),
+        (["resume", "nothing"], "nothing is not a run folder"),
+        (["show", "nothing"], "nothing is not a run folder"),
+        (["export", "nothing"], "nothing is not a run folder"),
+        (["inspect", "resnet51"], "resnet50"),
+        (["inspect", "none.json"], "cannot be read"),
+        (["list", "cats"], "list: 'cats' is not one of"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
+    if arguments[0] == "search":
+        arguments = [*arguments, "--out=run", *([] if "--trials" in arguments else ["--trials=2"])]
+    done = nas(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    if "no trial of" not in message:
+        assert not (tmp_path / "run").exists(), "a run folder was made before the mistake was seen"
+
+
+def test_export_names_what_is_missing(run: Path) -> None:
+    assert "no finished trial 9999" in nas("export", str(run), "--arch=9999").stderr
+    assert "no objective 'loss'" in nas("export", str(run), "--arch=best:loss").stderr
+    assert "expected best" in nas("export", str(run), "--arch=worst").stderr
