@@ -40,9 +40,9 @@ def mobilenet_v2() -> Genotype:
     for i, (times, width) in enumerate(STAGES, 1):
         found |= {f"stage{i}.times": times, f"stage{i}.width": width}
         for layer in [f"stage{i}.{j}" for j in range(times)]:
-            block: dict[str, Label] = {"block": "separable"} if i == 1 else {"block": "inverted_residual", "expansion": 6}
-            block |= {"kernel": 3, "se": None, "activation": act}
-            found |= {f"{layer}.{name}": label for name, label in block.items()}
+            found |= {f"{layer}.kernel": 3, f"{layer}.se": None, f"{layer}.activation": act}
+            found |= {f"{layer}.block": "inverted_residual", f"{layer}.expansion": 6} if i > 1 else {}
+            found |= {f"{layer}.block": "separable"} if i == 1 else {}
     return found
 
 
@@ -58,16 +58,21 @@ def timed(action: Callable[[], Any], times: int) -> list[float]:
     return seconds
 
 
-def forget(architecture: Architecture) -> None:
-    """Drop what the network and its stages remember of their costs; layers keep theirs."""
+def forget(architecture: Architecture, parent: Architecture) -> None:
+    """Drop the remembered costs of the network and of the stages that its parent does not have."""
+    kept = {id(part) for _, part in parent.body.steps() or ()}
     for block in (architecture.body, *(part for _, part in architecture.body.steps() or ())):
-        if block.steps() is not None:
+        if block.steps() is not None and id(block) not in kept:
             block._memory("costs").clear()
 
 
 def neighbours(space: Space, parent: Genotype) -> tuple[list[float], list[float]]:
-    """Best seconds for the cost of each neighbour: from its genotype, and from its architecture."""
-    every = list(space.neighbours(parent))
+    """Best seconds of 10 for the cost of each neighbour: from its genotype, and from its architecture.
+
+    Before each time the neighbour is forgotten; its layers, and the stages that it has in common with its parent, have
+    been counted before.
+    """
+    every, original = list(space.neighbours(parent)), space.architecture(parent)
     for genotype in every:
         space.architecture(genotype).analysis  # noqa: B018  # from now on every block's cost is known
     from_genotype, from_architecture = [], []
@@ -83,7 +88,7 @@ def neighbours(space: Space, parent: Genotype) -> tuple[list[float], list[float]
         for seconds, action in ((from_genotype, whole), (from_architecture, sums)):
             best = float("inf")
             for _ in range(10):
-                forget(architecture)
+                forget(architecture, original)
                 best = min(best, timed(action, 1)[0])
             seconds.append(best)
     return from_genotype, from_architecture

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any, TypeAlias
 
 from nas.errors import SpaceError
@@ -274,13 +273,17 @@ def _scope(block: Any, path: str, build: bool) -> _Visit:
         return lambda decide, genotype, taken: part(decide, genotype, dict(taken))
     found = list(_everywhere(block, path, path, set()))
     paths = tuple(dict.fromkeys([path for path, _ in found]))
-    choices = tuple({id(choice): None for _, choice in found})
+    choices = list(dict.fromkeys(id(choice) for _, choice in found))
     known: dict[tuple[Any, ...], tuple[Any, dict[str, Label]]] = {}
 
     def visit(decide: Decide, genotype: dict[str, Label], taken: dict[int, int]) -> Any:
         if decide.__class__ is not Following:
             return part(decide, genotype, dict(taken))
-        key = (*map(decide.genotype.get, paths, repeat(_MISSING)), *map(taken.get, choices))
+        get = decide.genotype.get
+        here: list[Any] = [get(path, _MISSING) for path in paths]
+        if not taken.keys().isdisjoint(choices):
+            here += map(taken.get, choices)
+        key = tuple(here)
         result = known.get(key)
         if result is None:
             inside: dict[str, Label] = {}

@@ -129,10 +129,10 @@ class Function(Evaluator):
         self.needs_data = bool(getattr(function, "needs_data", True))
 
     def open(self, task: Task, *, device: str, threads: int) -> None:
-        from nas.torch.runtime import prepare
+        from nas.torch.runtime import pick_device, prepare
 
-        prepare(device, threads)
-        self.task, self.device = task, device
+        self.task, self.device = task, pick_device(device)
+        prepare(self.device, threads)
 
     def evaluate(
         self, arch: Architecture, *, seed: int, budget: float | None, workdir: Path, report: Report

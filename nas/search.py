@@ -88,7 +88,7 @@ class Search:
     def run(self) -> list[Trial]:
         """Search until the plan is fulfilled or `stop` is called; returns the front.
 
-        Raises SpaceError if the strategy proposes nothing new or feasible `FUTILE` times in a row.
+        Closes the run folder. Raises SpaceError if the strategy proposes nothing new or feasible `FUTILE` times in a row.
         """
         try:
             self._recover()
@@ -101,6 +101,8 @@ class Search:
         except BaseException:
             self._executor.close(now=True)
             raise
+        finally:
+            self.store.close()
         self._executor.close()
         return self.front
 

@@ -38,7 +38,11 @@ def start(config: Config, *, on_trial: OnTrial | None = None) -> Search:
         "versions": versions(),
     }
     run = Run.create(folder, saved)
-    return parts.search(run, on_trial)
+    try:
+        return parts.search(run, on_trial)
+    except BaseException:
+        run.discard()
+        raise
 
 
 def resume(path: Path, *, trials: int | None = None, time: float | None = None, on_trial: OnTrial | None = None) -> Search:

@@ -119,6 +119,15 @@ class Run:
             self._file.close()
             self._file = None
 
+    def discard(self) -> None:
+        """Close, and take away a folder in which nothing has happened yet."""
+        self.close()
+        if self.proposals == 0:
+            for name in ("run.json", "trials.jsonl"):
+                (self.path / name).unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
+
     # -- writing -----------------------------------------------------------------------------------------------
 
     def ask(self, proposal: Proposal, *, key: str, seed: int, budget: float | None) -> Asked:

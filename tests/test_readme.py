@@ -78,7 +78,6 @@ def test_the_python_example(project: Path) -> None:
     scope: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), scope)  # noqa: S102  (our own README)
     assert sum(p.numel() for p in scope["network"].parameters()) == scope["best"].trial.metrics["params"]  # type: ignore[attr-defined]
-    scope["search"].store.close()  # type: ignore[attr-defined]
 
 
 def test_what_there_is_is_all_there_is() -> None:

@@ -48,14 +48,12 @@ def make(
 
 def finish(search: Search) -> list[Trial]:
     search.run()
-    search.store.close()
     return search.store.trials
 
 
 def fails(search: Search, error: type[BaseException], match: str | None = None) -> None:
     with pytest.raises(error, match=match) as caught:
         search.run()
-    search.store.close()
     assert "\n" not in str(caught.value)
 
 

@@ -33,8 +33,6 @@ def watch(make: Callable[[OnTrial], Search]) -> None:
     except KeyboardInterrupt:
         console.print(f"stopped; go on with: nas resume {path}", highlight=False, soft_wrap=True)
         raise
-    finally:
-        search.store.close()
     _finish(search, console)
 
 

@@ -62,9 +62,9 @@ def test_standard_deviations(gain: float) -> None:
             value.fill_(7)
     initialise(module, 0, gain=gain)
     conv, norm, prelu, depthwise, layer_norm, linear = module[:6]
-    assert float(conv.weight.std()) == pytest.approx(gain / math.sqrt(256 * 9), rel=0.02)
-    assert float(depthwise.weight.std()) == pytest.approx(gain / math.sqrt(2 * 9), rel=0.05)
-    assert float(linear.weight.std()) == pytest.approx(0.01, rel=0.02)
+    assert float(conv.weight.detach().std()) == pytest.approx(gain / math.sqrt(256 * 9), rel=0.02)
+    assert float(depthwise.weight.detach().std()) == pytest.approx(gain / math.sqrt(2 * 9), rel=0.05)
+    assert float(linear.weight.detach().std()) == pytest.approx(0.01, rel=0.02)
     for layer, value in ((norm, 1), (layer_norm, 1), (prelu, 0.1)):
         assert torch.equal(layer.weight, torch.full_like(layer.weight, value))
     for layer in (conv, norm, layer_norm, linear):
