@@ -17,11 +17,11 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from nas.search_spaces.nasbench_macro import genotype, nasbench_macro
 
 from nas import pareto
 from nas.evaluator import Report, Task
 from nas.plugins import make_evaluator, make_strategy
-from nas.search_spaces.nasbench_macro import genotype, nasbench_macro
 from nas.testing import ACCURACY, FLOPS
 from nas.trial import Trial
 

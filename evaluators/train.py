@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from nas.torch.data import Split
 
 
+RESOLUTIONS = 4
+"""How many sizes of the data set are kept on the device."""
+
+
 class Train(Evaluator):
     """Trains every architecture for a few epochs; accuracy and cross entropy are those of held-out images.
 
@@ -48,11 +52,12 @@ class Train(Evaluator):
         from nas.torch.train import fit
 
         recipe, data = self.recipe, self.data
-        train, validation = self._splits(arch.input_shape[1:])
-        shape = arch.input_shape
+        channels, height, width = arch.input_shape
+        train, validation = self._splits(height, width)
         common: dict[str, Any] = {"mean": data.mean, "std": data.std, "device": self.device,
-                                  "channels_last": recipe.channels_last}  # fmt: skip
-        augment = Augment.default(shape) if recipe.augment else Augment(crop=0, flip=False)  # type: ignore[arg-type]
+                                  "resolution": (height, width), "channels_last": recipe.channels_last}  # fmt: skip
+        placed_height, placed_width = train.images.shape[2:]
+        augment = Augment.default((channels, placed_height, placed_width)) if recipe.augment else Augment(0, flip=False)
         module = arch.module(seed=seed)
         metrics = fit(
             module,
@@ -65,13 +70,14 @@ class Train(Evaluator):
         save(module, workdir / "weights.safetensors", key=arch.key())
         return metrics
 
-    def _splits(self, size: tuple[int, ...]) -> tuple[Split, Split]:
-        """Training and validation images on the device at a resolution, resized once."""
+    def _splits(self, height: int, width: int) -> tuple[Split, Split]:
+        """Training and validation images on the device, resized once for each of the last resolutions."""
         from nas.torch.loader import place
 
-        height, width = size
-        if (height, width) not in self._placed:
-            splits = (self.data.train, self.data.validation)
-            train, validation = (place(split, self.device, (height, width)) for split in splits)
-            self._placed[height, width] = train, validation
-        return self._placed[height, width]
+        size = height, width
+        if size not in self._placed:
+            while len(self._placed) >= RESOLUTIONS:
+                self._placed.pop(next(iter(self._placed)))
+            train, validation = (place(split, self.device, size) for split in (self.data.train, self.data.validation))
+            self._placed[size] = train, validation
+        return self._placed[size]

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from nas.analysis import Analysis, cost
 from nas.blocks.base import Block, block_from_json, block_to_json
-from nas.choices import Label, resolve
+from nas.choices import Decision, Label
 from nas.errors import SpaceError
 from nas.graph import Graph, GraphBuilder
 from nas.ops import Shape
+from nas.walk import resolve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,8 +41,15 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if self.body.is_open:
-            body, genotype = resolve(self.body, lambda decision: 0 if len(decision) == 1 else -1)
-            object.__setattr__(self, "body", body)
+            object.__setattr__(self, "body", resolve(self.body, self._only)[0])
+
+    def _only(self, decision: Decision) -> int:
+        if len(decision) == 1:
+            return 0
+        raise SpaceError(
+            f"architecture {self.name!r}: {decision.path!r} is open between {list(decision.labels)}; an architecture "
+            "has nothing open, a Space may"
+        )
 
     def graph(self) -> Graph:
         """The lowered network. Raises GraphError if it cannot be built on this input."""
@@ -122,8 +130,8 @@ class Architecture:
             body = block_from_json(data["body"])
             shape = tuple(int(n) for n in data["input_shape"])
             return cls(body, shape, int(data["classes"]), str(data["name"]), dict(data.get("genotype", {})))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise SpaceError(f"architecture JSON: {type(error).__name__} {error}; expected Architecture.to_json") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SpaceError(f"architecture JSON: {type(error).__name__} {error}; expected to_json's") from None
 
 
 def scale(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +31,7 @@ def search(
     ] = None,
     objectives: Annotated[str | None, typer.Option(help="[default: accuracy,flops]", show_default=False)] = None,
     limit: Annotated[list[str] | None, typer.Option(help="Such as flops=300M; may be repeated.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Architectures to evaluate. [default: 48]")] = None,
+    trials: Annotated[int | None, typer.Option(help="Architectures to evaluate. [default: 40]")] = None,
     time: Annotated[str | None, typer.Option(help="Time for the whole search, such as 10m.")] = None,
     trial_timeout: Annotated[str | None, typer.Option(help="Time per trial, such as 90s.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random. [default: 0]")] = None,
@@ -152,6 +153,9 @@ def main() -> None:
     """Entry point: errors that a user can mend are one line and exit code 2."""
     from nas.errors import NasError
 
+    # Torch's threads wait for work by spinning; where another process has the other core, each wait then lasts until
+    # the scheduler steps in, and two threads train 50 times slower than one. libgomp reads this when it is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         app()
     except NasError as error:

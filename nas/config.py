@@ -42,7 +42,7 @@ class Config:
     data: str = "digits"
     objectives: tuple[str, ...] = ("accuracy", "flops")
     limits: tuple[str, ...] = ()
-    trials: int = 48
+    trials: int = 40
     time: float | None = None
     trial_timeout: float | None = None
     seed: int = 0
@@ -82,7 +82,8 @@ class Config:
         """
         values = _read(file) if file is not None else {}
         values |= {name: value for name, value in overrides.items() if value is not None}
-        options = {section: dict(_expect(section, given, Mapping)) for section, given in values.pop("options", {}).items()}
+        given = _expect("options", values.pop("options", {}), Mapping)
+        options = {section: dict(_expect(f"options.{section}", table, Mapping)) for section, table in given.items()}
         for setting in settings:
             section, name, value = _setting(setting)
             options.setdefault(section, {})[name] = value

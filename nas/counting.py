@@ -25,7 +25,7 @@ def count(template: Any) -> int:
 def _places(value: Any, found: Counter[int]) -> None:
     if isinstance(value, OneOf):
         found[id(value)] += 1
-        if found[id(value)] > 1:
+        if found[id(value)] > 2:  # what is inside a choice that is met again is met again, too
             return
     for child in _inside(value):
         _places(child, found)

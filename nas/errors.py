@@ -64,5 +64,5 @@ class TimedOut(EvaluationError):
     state = "timed_out"
 
 
-class Stop(Exception):  # noqa: N818  (a signal, not an error: the name reads as the order it gives)
+class Stop(Exception):
     """Raised by `report` to end a trial early; the metrics reported last are its result."""

@@ -27,7 +27,7 @@ def ranks(values: Array) -> NDArray[np.int64]:
 
 
 def crowding(values: Array) -> Array:
-    """Crowding distance of each row among the rows (Deb et al. 2002), infinite at the ends; objectives scaled to 0..1."""
+    """Crowding distance of each row (Deb et al. 2002), infinite at the ends; objectives scaled to 0..1."""
     n, m = values.shape
     out = np.zeros(n)
     for j in range(m):
@@ -42,7 +42,7 @@ def crowding(values: Array) -> Array:
 
 
 def front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
-    """The non-dominated trials among those that are `ok` and break no limit, one per network, best first objective first."""
+    """The non-dominated trials among those that are `ok` and break no limit; best first objective first."""
     complete = [t for t in trials if t.ok and t.duplicate_of is None and not t.violations]
     if not complete:
         return []

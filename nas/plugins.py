@@ -75,14 +75,18 @@ def _loading(reference: str, action: Callable[[], Any]) -> Any:
 
 def make_space(name: str, input_shape: Shape, classes: int, options: Mapping[str, Any]) -> Space:
     """The space `name` for a task. Raises PluginError."""
-    made = _call(find("search_spaces", name), f"space {name!r}", "space", options, input_shape, classes)
-    return _expect(made, Space, f"space {name!r}", "a function (input_shape, classes, **options) that returns a Space")
+    made: object = _call(find("search_spaces", name), f"space {name!r}", "space", options, input_shape, classes)
+    if not isinstance(made, Space):
+        raise _wrong(made, f"space {name!r}", "a function (input_shape, classes, **options) that returns a Space")
+    return made
 
 
 def make_strategy(name: str, *args: Any, options: Mapping[str, Any]) -> Strategy:
     """The strategy `name` on (space, objectives, limits). Raises PluginError."""
-    made = _call(find("strategies", name), f"strategy {name!r}", "strategy", options, *args)
-    return _expect(made, Strategy, f"strategy {name!r}", "a subclass of nas.strategy.Strategy")
+    made: object = _call(find("strategies", name), f"strategy {name!r}", "strategy", options, *args)
+    if not isinstance(made, Strategy):
+        raise _wrong(made, f"strategy {name!r}", "a subclass of nas.strategy.Strategy")
+    return made
 
 
 def make_evaluator(name: str, options: Mapping[str, Any]) -> Evaluator:
@@ -92,8 +96,10 @@ def make_evaluator(name: str, options: Mapping[str, Any]) -> Evaluator:
         if options:
             raise PluginError(f"evaluator {name!r} is a function and takes no options, got {', '.join(options)}")
         return Function(target)
-    made = _call(target, f"evaluator {name!r}", "evaluator", options)
-    return _expect(made, Evaluator, f"evaluator {name!r}", "a subclass of nas.evaluator.Evaluator, or a function")
+    made: object = _call(target, f"evaluator {name!r}", "evaluator", options)
+    if not isinstance(made, Evaluator):
+        raise _wrong(made, f"evaluator {name!r}", "a subclass of nas.evaluator.Evaluator, or a function")
+    return made
 
 
 def check_options(target: Callable[..., Any], options: Mapping[str, Any], what: str, prefix: str, *, skip: int) -> None:
@@ -138,7 +144,5 @@ def _call(target: Any, what: str, prefix: str, options: Mapping[str, Any], *args
         raise PluginError(f"{what} cannot be made with ({given}): {type(error).__name__}: {error}") from error
 
 
-def _expect(made: Any, kind: type[Any], what: str, expected: str) -> Any:
-    if not isinstance(made, kind):
-        raise PluginError(f"{what} gave a {type(made).__name__}, expected {expected}")
-    return made
+def _wrong(made: Any, what: str, expected: str) -> PluginError:
+    return PluginError(f"{what} gave a {type(made).__name__}, expected {expected}")

@@ -88,7 +88,7 @@ class Search:
     def run(self) -> list[Trial]:
         """Search until the plan is fulfilled or `stop` is called; returns the front.
 
-        Closes the run folder. Raises SpaceError if the strategy proposes nothing new or feasible `FUTILE` times in a row.
+        Closes the run folder. Raises SpaceError after `FUTILE` proposals in a row that are infeasible or known.
         """
         try:
             self._recover()

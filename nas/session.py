@@ -28,7 +28,7 @@ OnTrial = Callable[[Search, Trial], None]
 
 
 def start(config: Config, *, on_trial: OnTrial | None = None) -> Search:
-    """A new search in a new run folder, ready to `run`. Raises NasError for whatever is wrong with the configuration."""
+    """A new search in a new run folder, ready to `run`. Raises NasError for what is wrong with the configuration."""
     parts = _Parts(config)
     folder = Path(config.out) if config.out else fresh(RUNS, f"{config.space}-{config.strategy}")
     task = parts.task
@@ -45,7 +45,9 @@ def start(config: Config, *, on_trial: OnTrial | None = None) -> Search:
         raise
 
 
-def resume(path: Path, *, trials: int | None = None, time: float | None = None, on_trial: OnTrial | None = None) -> Search:
+def resume(
+    path: Path, *, trials: int | None = None, time: float | None = None, on_trial: OnTrial | None = None
+) -> Search:
     """The search of a run folder, ready to go on; `trials` and `time` (seconds) replace those of the run."""
     run = Run.open(path, write=True)
     try:
@@ -166,7 +168,7 @@ class Results:
         """The front's best trial by a metric (by default the first objective). Raises RunError if there is none."""
         if not self.front:
             raise RunError(f"run {self.path} has no finished trial yet; let it go on with `nas resume {self.path}`")
-        chosen = next((o for o in self.objectives if o.metric == metric), self.objectives[0] if metric is None else None)
+        chosen = next((o for o in self.objectives if metric in (None, o.metric)), None)
         if chosen is None:
             names = ", ".join(o.metric for o in self.objectives)
             raise RunError(f"run {self.path} has no objective {metric!r}; expected one of {names}")
@@ -223,7 +225,8 @@ class Found:
         module = self.architecture.module(seed=self.trial.seed)
         if weights:
             if self.weights is None:
-                raise RunError(f"run {self._results.path} kept no weights of trial {self.trial.number}, only the front's")
+                number = self.trial.number
+                raise RunError(f"run {self._results.path} kept no weights of trial {number}, only the front's")
             from nas.export.weights import load as load_weights
 
             load_weights(self.weights, module)

@@ -11,10 +11,11 @@ import numpy as np
 
 from nas.architecture import Architecture
 from nas.blocks.base import Block
-from nas.choices import Decide, Decision, Following, Genotype, Label, OneOf, Walker, survey
+from nas.choices import Decide, Decision, Genotype, Label, OneOf
 from nas.counting import count
 from nas.errors import SpaceError
 from nas.ops import Shape
+from nas.walk import Following, Walker, survey
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Space:
     # -- genotypes ---------------------------------------------------------------------------------------------
 
     def walk(self, decide: Decide) -> Genotype:
-        """Genotype of the decisions that `decide` takes; see `nas.choices.resolve`."""
+        """Genotype of the decisions that `decide` takes; see `nas.walk.resolve`."""
         return self._walker.resolve(decide)[1]
 
     def sample(self, rng: np.random.Generator) -> Genotype:

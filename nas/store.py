@@ -73,7 +73,7 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
             write_atomically(path / "run.json", json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
         except OSError as error:
-            raise RunError(f"run folder {path}: {error.strerror}; choose a folder that can be written with --out") from None
+            raise RunError(f"run folder {path}: {error.strerror}; choose one that can be written with --out") from None
         run = cls(path, config)
         run._lock()
         return run
@@ -106,7 +106,7 @@ class Run:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise RunError(f"run {self.path} is in use by another process; wait for it or choose another --out") from None
+            raise RunError(f"run {self.path} is in use by another process; wait, or choose another --out") from None
         file.seek(0)
         data = file.read()
         if data and not data.endswith(b"\n"):
@@ -188,8 +188,8 @@ class Run:
                 self._apply(event)
             except (KeyError, TypeError, ValueError) as error:
                 raise RunError(
-                    f"{self.path / 'trials.jsonl'} line {line}: {type(error).__name__} {error}; the journal is corrupted "
-                    f"there: move the file aside, keep its first {line - 1} lines, and resume"
+                    f"{self.path / 'trials.jsonl'} line {line}: {type(error).__name__} {error}; the journal is "
+                    f"corrupted there: move the file aside, keep its first {line - 1} lines, and resume"
                 ) from None
 
     def events(self) -> Iterator[tuple[int, dict[str, Any]]]:

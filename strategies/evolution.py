@@ -221,7 +221,7 @@ class RegularizedEvolution(Strategy):
         return genotype
 
     def _winner(self, rng: np.random.Generator) -> Genotype:
-        drawn = [self._living[i] for i in rng.integers(len(self._living), size=self.sample)]
+        drawn: list[Trial] = [self._living[i] for i in rng.integers(len(self._living), size=self.sample)]
         best = np.flatnonzero(pareto.ranks(pareto.costs(drawn, self.objectives)) == 0)
         return drawn[int(rng.choice(best))].genotype
 

@@ -33,7 +33,8 @@ def test_ranks_peel_fronts(values: np.ndarray) -> None:
 
 @given(SMALL)
 def test_hypervolume_is_the_share_of_the_box(values: np.ndarray) -> None:
-    grid = np.stack(np.meshgrid(*[np.arange(5) + 0.5] * values.shape[1], indexing="ij"), -1).reshape(-1, values.shape[1])
+    axes = [np.arange(5) + 0.5] * values.shape[1]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
     covered = (values[None] <= grid[:, None]).all(-1).any(1).sum()
     assert pareto.hypervolume(values, [5.0] * values.shape[1]) == pytest.approx(covered)
 

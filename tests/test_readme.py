@@ -76,7 +76,7 @@ def test_the_python_example(project: Path) -> None:
     code = EXAMPLES[2].replace("trials=20", f"trials=2, options={options}")
     assert code != EXAMPLES[2]
     scope: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), scope)  # noqa: S102  (our own README)
+    exec(compile(code, "README.md", "exec"), scope)
     assert sum(p.numel() for p in scope["network"].parameters()) == scope["best"].trial.metrics["params"]  # type: ignore[attr-defined]
 
 

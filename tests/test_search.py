@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nas.strategies.random import Random
 from toys import Missing, Toy
 
 from nas.architecture import Architecture
@@ -20,7 +21,6 @@ from nas.executors.local import Local
 from nas.search import Plan, Search
 from nas.space import Space
 from nas.store import Run
-from nas.strategies.random import Random
 from nas.strategy import Strategy
 from nas.testing import ACCURACY, FLOPS, toy_space
 from nas.trial import Limit, Proposal, Result, Trial

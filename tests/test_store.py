@@ -54,7 +54,9 @@ def test_a_torn_last_line_is_dropped_and_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{}", "nonsense", '{"event":"told","number":99,"state":"ok"}', '{"event":"asked","number":0}', '{"event":"x","number":9}', "[1]", "\x00\xff"]
+    "line",
+    ["{}", "nonsense", '{"event":"told","number":99,"state":"ok"}', '{"event":"asked","number":0}',
+     '{"event":"x","number":9}', "[1]", "\x00\xff"],
 )  # fmt: skip
 def test_a_corrupted_line_is_named_and_nothing_is_lost(tmp_path: Path, line: str) -> None:
     filled(tmp_path / "run")
@@ -95,7 +97,7 @@ def test_what_is_no_run(tmp_path: Path) -> None:
         Run.open(tmp_path)
 
 
-def test_a_full_disk_is_one_clear_error_and_the_journal_stays_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(tmp_path / "run")
     journal = tmp_path / "run/trials.jsonl"
     before = journal.read_bytes()
@@ -105,7 +107,7 @@ def test_a_full_disk_is_one_clear_error_and_the_journal_stays_whole(tmp_path: Pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match="No space left on device; free some space, then `nas resume"):
+    with pytest.raises(RunError, match=r"No space left on device; free some space, then `nas resume"):
         run.ask(Proposal({"a": 4}), key="k4", seed=8, budget=None)
     monkeypatch.undo()
     assert journal.read_bytes() == before
@@ -121,7 +123,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_a_path_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="run folder .*file"):
+    with pytest.raises(RunError, match=r"run folder .*file"):
         Run.create(tmp_path / "file" / "run", {})
 
 

@@ -24,7 +24,9 @@ def test_what_is_no_number(text: str) -> None:
         parse_number(text)
 
 
-@pytest.mark.parametrize(("value", "text"), [(3e8, "300M"), (1.524e9, "1.52G"), (0.9134, "0.9134"), (12, "12"), (-2e3, "-2K")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(3e8, "300M"), (1.524e9, "1.52G"), (0.9134, "0.9134"), (12, "12"), (-2e3, "-2K")]
+)
 def test_short_numbers(value: float, text: str) -> None:
     assert format_number(value) == text
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nas.architecture import Architecture
 from nas.errors import EvaluationError, NasError, Stop
@@ -90,7 +90,7 @@ def run_job(evaluator: Evaluator, job: Job, on_report: OnReport) -> Result:
     except Stop:
         return result("stopped", report.metrics)
     except EvaluationError as error:
-        return result(error.state, {}, str(error))  # type: ignore[arg-type]  (the tree of errors names states)
+        return result(cast(State, error.state), {}, str(error))
     except NasError as error:
         return result("failed", {}, str(error))
     except MemoryError as error:
@@ -100,7 +100,8 @@ def run_job(evaluator: Evaluator, job: Job, on_report: OnReport) -> Result:
         return result("failed", {}, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     missing = [m.name for m in evaluator.metrics if m.name not in values]
     if missing:
-        return result("failed", {}, f"the evaluator returned no {missing[0]!r}; it returned {', '.join(values) or 'nothing'}")
+        given = ", ".join(values) or "nothing"
+        return result("failed", {}, f"the evaluator returned no {missing[0]!r}; it returned {given}")
     wild = [name for name, value in values.items() if not math.isfinite(value)]
     if wild:
         return result("diverged", {}, f"the metric {wild[0]!r} is {values[wild[0]]}")

@@ -1,4 +1,4 @@
-"""Python expressions and their layout, as `ruff format` lays them out: on one line if they fit, else one part a line."""
+"""Python expressions, laid out as `ruff format` does: on one line if they fit, else one part a line."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ WIDTH = 88
 
 @dataclass(frozen=True)
 class Call:
-    """`head(items)`; a list is the head `""` with square brackets, a dictionary one with braces."""
+    """`head(items)`; a list is the head `""` with square brackets, a dictionary one with braces.
+
+    `tall`: where one line is too short, every item has its own, even if one line would do for all of them.
+    """
 
     head: str
     items: tuple[Expr, ...]
     brackets: str = "()"
+    tall: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,14 @@ def layout(expr: Expr, indent: int, before: str = "", after: str = "") -> list[s
         item = layout(expr.value, inner)
         return [f"{pad}{before}*[", *item, f"{' ' * inner}for _ in range({expr.times})", f"{pad}]{after}"]
     if isinstance(expr, Infix):
-        first, *rest = expr.items
-        lines = layout(first, inner)
-        for item in rest:
-            lines += layout(item, inner, f"{expr.operator} ")
-        return [f"{pad}{before}(", *lines, f"{pad}){after}"]
-    lines = [line for item in expr.items for line in layout(item, inner, after=",")]
-    return [f"{pad}{before}{expr.head}{expr.brackets[0]}", *lines, f"{pad}{expr.brackets[1]}{after}"]
+        operator = ["", *[f"{expr.operator} "] * (len(expr.items) - 1)]
+        terms = [line for sign, term in zip(operator, expr.items, strict=True) for line in layout(term, inner, sign)]
+        return [f"{pad}{before}(", *terms, f"{pad}){after}"]
+    arguments = ", ".join(map(text, expr.items))
+    if expr.brackets == "()" and not expr.tall and inner + len(arguments) <= WIDTH:
+        return [f"{pad}{before}{expr.head}(", f"{' ' * inner}{arguments}", f"{pad}){after}"]
+    items = [line for item in expr.items for line in layout(item, inner, after=",")]
+    return [f"{pad}{before}{expr.head}{expr.brackets[0]}", *items, f"{pad}{expr.brackets[1]}{after}"]
 
 
 def sequence(items: list[Expr]) -> tuple[Expr, ...]:
@@ -85,7 +90,7 @@ def sequence(items: list[Expr]) -> tuple[Expr, ...]:
     at = 0
     while at < len(items):
         times = 1
-        while at + times < len(items) and items[at + times] == items[at]:
+        while at + times < len(items) and items[at + times] == items[at] != "nn.Identity()":
             times += 1
         out.append(items[at] if times == 1 else Copies(items[at], times))
         at += times

@@ -13,16 +13,25 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from nas import ops
-from nas.graph import Graph, Node
+from nas.graph import Graph
 from nas.ops import Op
 
 Value: TypeAlias = int  # the index of the node that computes it
 
 WEIGHTED = (ops.Conv, ops.Linear, ops.Norm, ops.PReLU, ops.Module)
-FUNCTIONAL = (ops.Add, ops.Mean, ops.Mul, ops.Concat, ops.Flatten)  # written as an expression, not as a module
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class Half(Op):
+    """The first or the second half of the channels."""
+
+    second: bool
+
+
+FUNCTIONAL = (ops.Add, ops.Mean, ops.Mul, ops.Concat, ops.Flatten, Half)  # written as an expression, not a module
+
+
+@dataclass(eq=False)
 class Group:
     """A scope that is a function of `inputs`."""
 
@@ -41,12 +50,12 @@ class Group:
     def weighted(self) -> bool:
         """Whether something inside has weights or statistics."""
         return any(
-            step.what.weighted if isinstance(step.what, Group) else isinstance(step.what, WEIGHTED)
+            step.what.weighted if isinstance(step.what, Group) else isinstance(step.what, (*WEIGHTED, Loop))
             for step in self.steps
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class Loop:
     """The layers of a dense block: each reads the concatenation of the input and all outputs before it."""
 
@@ -54,7 +63,7 @@ class Loop:
     prefix: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Step:
     """One line of a forward pass. `name`: where the module stands in the group; `id`: unique in the group."""
 
@@ -68,7 +77,7 @@ class Step:
     @property
     def is_module(self) -> bool:
         """Whether it is an attribute of the group, not an expression."""
-        return not isinstance(self.what, FUNCTIONAL) and type(self.what) not in (ops.Slice,)
+        return not isinstance(self.what, FUNCTIONAL)
 
 
 @dataclass
@@ -105,7 +114,7 @@ class Tree:
     def root(self) -> Group:
         """The whole network."""
         steps = self._steps("", "")
-        return Group("", "", self.graph.inputs, self.graph.output, _loops(_simplified(steps), self.graph))
+        return Group("", "", self.graph.inputs, self.graph.output, self._tidy(steps, self.graph.output))
 
     def _place(self, at: Value, path: str) -> None:
         scope, parts = "", path.split(".")[:-1]
@@ -153,8 +162,12 @@ class Tree:
     def _group(self, path: str) -> Group:
         scope = self.scopes[path]
         reads = [i for at in sorted(scope.inside) for i in self.graph.nodes[at].inputs if i not in scope.inside]
-        steps = _loops(_simplified(self._steps(path, path)), self.graph)
-        return Group(path, self.kinds.get(path, ""), tuple(dict.fromkeys(reads)), self._outputs(scope)[0], steps)
+        output = self._outputs(scope)[0]
+        steps = self._tidy(self._steps(path, path), output)
+        return Group(path, self.kinds.get(path, ""), tuple(dict.fromkeys(reads)), output, steps)
+
+    def _tidy(self, steps: list[Step], output: Value) -> list[Step]:
+        return _rolled(_halved(_simplified(steps), self.graph), output)
 
 
 def _path(scope: str, graph: Graph, paths: dict[str, str]) -> str:
@@ -167,9 +180,8 @@ def _simplified(steps: list[Step]) -> list[Step]:
     """A group that is a single operation without weights is that operation."""
     for step in steps:
         if isinstance(step.what, Group) and len(step.what.steps) == 1 and not step.what.weighted:
-            only = step.what.steps[0].what
-            if not isinstance(only, Group) or not only.weighted:
-                step.what, step.inputs = only, step.what.steps[0].inputs
+            only = step.what.steps[0]
+            step.what, step.inputs = only.what, only.inputs
     return steps
 
 
@@ -188,42 +200,59 @@ def is_sequence(group: Group) -> bool:
     return numbers[0] >= 0 and numbers == sorted(numbers) and [str(n) for n in numbers] == [s.name for s in group.steps]
 
 
-def _loops(steps: list[Step], graph: Graph) -> list[Step]:
-    """Three or more equal numbered layers that each read all before them, as one step."""
-    for at, first in enumerate(steps):
-        match = re.fullmatch(r"([A-Za-z_]\w*?)0", first.name)
-        if match and isinstance(first.what, Group) and len(first.inputs) == 1:
-            loop = _dense_loop(steps[at:], match[1], first, graph)
-            if loop is not None:
-                step, used = loop
-                rest = [s for s in steps if s.id not in used]
-                return sorted([*rest, step], key=lambda s: s.output)
+def _halved(steps: list[Step], graph: Graph) -> list[Step]:
+    """Slices that take the first or second half of the channels say so, whatever the number of channels."""
+    for step in steps:
+        if isinstance(step.what, ops.Slice):
+            channels, cut = graph.shapes[step.inputs[0]][0], (step.what.start, step.what.stop)
+            if cut in ((0, channels / 2), (channels / 2, channels)):
+                step.what = Half(bool(cut[0]))
     return steps
 
 
-def _dense_loop(steps: list[Step], prefix: str, first: Step, graph: Graph) -> tuple[Step, set[str]] | None:
-    values, layers, used = [first.inputs[0]], list[Group](), set[str]()
-    by_output = {step.output: step for step in steps}
-    readers: defaultdict[Value, int] = defaultdict(int)
-    for node in graph.nodes:
-        for i in node.inputs:
-            readers[i] += 1
-    named = {step.name: step for step in steps if isinstance(step.what, Group)}
-    while (step := named.get(f"{prefix}{len(layers)}")) is not None and isinstance(step.what, Group):
-        if len(layers):
-            join = by_output.get(step.inputs[0]) if len(step.inputs) == 1 else None
-            if join is None or type(join.what) is not ops.Concat or list(join.inputs) != values:
-                return None
-            if readers[join.output] != len(_first_reads(step.what, graph)) or not _alike(layers[0], step.what, graph):
-                return None
-            used.add(join.id)
-        elif step.inputs != (values[0],):
-            return None
-        used.add(step.id)
-        layers.append(step.what)
-        values.append(step.output)
-    last = next((s for s in steps if type(s.what) is ops.Concat and list(s.inputs) == values), None)
-    if len(layers) < 3 or last is None or any(readers[v] != len(layers) - i for i, v in enumerate(values[1:])):
-        return None
-    used.add(last.id)
-    return Step(prefix, prefix, Loop(layers, prefix), (values[0],), last.output), used
+def _rolled(steps: list[Step], output: Value) -> list[Step]:
+    """Three or more equal numbered layers, each reading the concatenation of all before it, become one step."""
+    readers: defaultdict[Value, list[Step]] = defaultdict(list)
+    for step in steps:
+        for i in step.inputs:
+            readers[i].append(step)
+    layered = {step.name: step for step in steps if isinstance(step.what, Group) and len(step.inputs) == 1}
+    for name, first in layered.items():
+        match = re.fullmatch(r"([A-Za-z_]\w*?)0", name)
+        layers: list[Step] = []
+        joins: list[Step] = []
+        while match and (layer := layered.get(f"{match[1]}{len(layers)}")) is not None:
+            values = (first.inputs[0], *[step.output for step in layers])
+            join = next((s for s in readers[values[-1]] if type(s.what) is ops.Concat and s.inputs == values), None)
+            read = values if join is None else (join.output,)
+            if layer.inputs != read or (layers and shape_of(layer) != shape_of(first)):
+                break
+            layers.append(layer)
+            joins += [join] if join else []
+        values = (first.inputs[0], *[step.output for step in layers])
+        last = next((s for s in steps if type(s.what) is ops.Concat and s.inputs == values), None)
+        if match is None or last is None or len(layers) < 3:
+            continue
+        inner = [*layers, *joins]
+        if all(reader in (*inner, last) for step in inner for reader in readers[step.output]) and all(
+            step.output != output for step in inner
+        ):
+            groups = [step.what for step in layers if isinstance(step.what, Group)]
+            loop = Step(match[1], match[1], Loop(groups, match[1]), first.inputs, last.output)
+            return sorted([loop, *[s for s in steps if s not in (*inner, last)]], key=lambda s: s.output)
+    return steps
+
+
+def shape_of(step: Step) -> tuple[object, ...]:
+    """What a step does, without where it stands: equal for steps that differ in nothing but their input channels."""
+    if isinstance(step.what, Op):
+        return (step.what,)
+    if isinstance(step.what, Loop):
+        return (len(step.what.layers), shape_of(Step("", "", step.what.layers[0], (), 0)))
+    group = step.what
+    place = {value: -1 - i for i, value in enumerate(group.inputs)}
+    place |= {inner.output: i for i, inner in enumerate(group.steps)}
+    return (
+        group.kind, place[group.output],
+        *[(s.id, s.name, tuple(place[i] for i in s.inputs), shape_of(s)) for s in group.steps],
+    )  # fmt: skip

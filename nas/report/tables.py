@@ -50,7 +50,7 @@ def print_run(results: Results, *, everything: bool = False) -> None:
     counts = ", ".join(f"{n} {state}" for state, n in summary(results.trials).items())
     print(f"{results.path}: {counts or 'no trial yet'}; {len(results.front)} on the front")
     rows = [
-        [str(t.number), *([t.state] if everything else []), *[t.metrics.get(name) for name in names], *_why(t, everything)]
+        [str(t.number), *([t.state] if everything else []), *map(t.metrics.get, names), *_why(t, everything)]
         for t in trials
     ]
     columns = ["trial", *(["state"] if everything else []), *names, *(["remark"] if everything else [])]
@@ -116,7 +116,7 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
     from nas.session import load
     from nas.store import find_runs
 
-    found = []
+    found: list[dict[str, Any]] = []
     for path in find_runs(folder):
         try:
             results = load(path)

@@ -40,7 +40,8 @@ def prepare(device: torch.device, threads: int) -> None:
     torch.set_num_threads(threads)
     keep_freed_memory()
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        if device.index is not None:
+            torch.cuda.set_device(device)  # or this process would take some memory of the first GPU too
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
 

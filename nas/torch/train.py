@@ -131,8 +131,9 @@ class _Training:
         layout = torch.channels_last if recipe.channels_last else torch.preserve_format
         self.module = module.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.recipe, self.steps, self.seed, self.device = recipe, steps, seed, device
-        self.optimizer = _optimizer(module, recipe)
         is_half = _autocast_type(recipe.precision, device) is torch.float16
+        # Fused SGD breaks its momentum in the steps that the scaler skips.
+        self.optimizer = _optimizer(module, recipe, fused=not is_half)
         self.scaler = torch.amp.GradScaler(device.type, enabled=is_half)
         self.history: list[Metrics] = []
 
@@ -204,7 +205,7 @@ def _evaluate(module: nn.Module, batches: Pairs, device: torch.device, precision
     return {"accuracy": int(correct) / count, "loss": _finite(total / count, "validation loss")}
 
 
-def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(module: nn.Module, recipe: Recipe, *, fused: bool) -> torch.optim.Optimizer:
     norms = (nn.LayerNorm, nn.RMSNorm)  # the ones whose weights may have more than one dimension
     exempt = {p for layer in module.modules() if isinstance(layer, norms) for p in layer.parameters()}
     decayed: list[nn.Parameter] = []
@@ -217,9 +218,9 @@ def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": others, "weight_decay": 0.0},
     ]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=True)
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=fused)
     nesterov = recipe.momentum > 0
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=True)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
 
 
 def _autocast_type(precision: Precision, device: torch.device) -> torch.dtype:

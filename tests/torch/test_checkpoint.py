@@ -33,6 +33,18 @@ def test_round_trip_and_absence(tmp_path: Path) -> None:
     Checkpoint(None, {}).save(1, state, now=True)  # keeps nothing, and does not mind
 
 
+def test_what_was_loaded_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    Checkpoint(path, {}).save(3, state, now=True)
+    again = Checkpoint(path, {})
+    again.load(lambda state: None)
+    before = path.stat().st_ino
+    again.save(3, state, now=True)
+    assert path.stat().st_ino == before
+    again.save(4, state, now=True)
+    assert path.stat().st_ino != before
+
+
 def test_writing_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch takes one second of this clock, a writing two: one in 40 seconds is a share of 5 %."""
     now = 0.0

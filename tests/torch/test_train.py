@@ -364,11 +364,14 @@ def test_no_decay_of_norms_biases_and_prelu() -> None:
                 assert torch.equal(after[name], value), name
 
 
-def test_clipping_bounds_the_step() -> None:
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_clipping_bounds_the_step(precision: Any) -> None:
     moved = []
     for clip in (None, 0.002):
         module = Scale(3.0)
-        recipe = Recipe(epochs=1, batch=16, lr=1.0, momentum=0, weight_decay=0, warmup=0, clip=clip)
+        recipe = Recipe(
+            epochs=1, batch=16, lr=1.0, momentum=0, weight_decay=0, warmup=0, clip=clip, precision=precision
+        )
         run(module, recipe, train=Fixed(pair(16), pair(16)))  # the second step has learning rate 0
         moved.append(abs(module.weight.item() - 3.0))
     rate = recipe.lr_at(0.5)
@@ -403,6 +406,25 @@ def test_mixed_precision_reaches_the_module_and_continues(tmp_path: Path, precis
     continued, restored = run(recipe=recipe, checkpoint=tmp_path / "c")
     assert continued == metrics
     assert same(module, restored)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_scale_of_float16_gradients_is_continued(tmp_path: Path, optimizer: Any) -> None:
+    """Bright images overflow the first steps, which are skipped while the scale falls."""
+    x, y = pair(16)
+    bright = Fixed(*[(x * 1000, y)] * 4)
+
+    def linear() -> nn.Module:
+        module = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+        initialise(module, 0)
+        return module
+
+    recipe = Recipe(epochs=3, batch=16, optimizer=optimizer, lr=1e-3, precision="float16")
+    _, uninterrupted = run(linear(), recipe, train=bright)
+    run(linear(), recipe, train=bright, checkpoint=tmp_path / "c", epochs=2)
+    _, module = run(linear(), recipe, train=bright, checkpoint=tmp_path / "c")
+    assert same(module, uninterrupted)
+    assert not same(module, linear())
 
 
 def test_channels_last_reaches_weights_and_activations() -> None:
