@@ -73,7 +73,7 @@ def convolution(channels: int, out: int, kernel: int, stride: int = 1, groups: i
 
 
 def network(channels: int, size: int, classes: int) -> nn.Module:
-    """A small MobileNetV2: 84 thousand parameters; its stem halves all but tiny images."""
+    """A small MobileNetV2: 75 thousand parameters; its stem halves all but tiny images."""
     layers = convolution(channels, 16, 3, stride=1 if size < 16 else 2)
     width = 16
     for out, stride in ((24, 1), (40, 2), (64, 1)):
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--mode", choices=MODES, default=MODES[0])
     parser.add_argument("--place", choices=["main", "thread"], default="main")
-    parser.add_argument("--batch", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--batch", type=int, nargs="+", default=[32, 256])
     options = parser.parse_args()
     if options.what == "speed":
         speed(options.batch)

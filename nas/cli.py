@@ -31,7 +31,7 @@ def search(
     ] = None,
     objectives: Annotated[str | None, typer.Option(help="[default: accuracy,flops]", show_default=False)] = None,
     limit: Annotated[list[str] | None, typer.Option(help="Such as flops=300M; may be repeated.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Architectures to evaluate. [default: 40]")] = None,
+    trials: Annotated[int | None, typer.Option(help="Architectures to evaluate. [default: 36]")] = None,
     time: Annotated[str | None, typer.Option(help="Time for the whole search, such as 10m.")] = None,
     trial_timeout: Annotated[str | None, typer.Option(help="Time per trial, such as 90s.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random. [default: 0]")] = None,

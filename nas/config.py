@@ -42,7 +42,7 @@ class Config:
     data: str = "digits"
     objectives: tuple[str, ...] = ("accuracy", "flops")
     limits: tuple[str, ...] = ()
-    trials: int = 40
+    trials: int = 36
     time: float | None = None
     trial_timeout: float | None = None
     seed: int = 0

@@ -26,11 +26,9 @@ from nas import ops
 if TYPE_CHECKING:
     from nas.graph import Graph
 
-_RANDOM = (ops.Input, ops.Dropout, ops.DropPath)  # never the same value twice
-
 
 class _Vertex(NamedTuple):
-    """A value: the operation that computes it, the vertices it reads, and the weights it uses (a number, or None)."""
+    """A value: the operation that computes it, the vertices it reads, and the weights (or randomness) it uses."""
 
     label: str
     commutative: bool
@@ -69,13 +67,8 @@ def _merged(graph: Graph) -> tuple[list[_Vertex], int]:
     for name, op, read, owner in graph.nodes:
         inputs = tuple([place[i] for i in read])
         label, commutative = _label(op), op.commutative
-        group: int | None = None
-        identity: Hashable
-        if op.__class__ in _RANDOM:
-            identity = name
-        else:
-            group = weights.setdefault(owner or name, len(weights)) if op.own else None
-            identity = (label, tuple(sorted(inputs)) if commutative else inputs, group)
+        group = weights.setdefault(owner or name, len(weights)) if op.own else None
+        identity: Hashable = (label, tuple(sorted(inputs)) if commutative else inputs, group)
         at = known.setdefault(identity, len(vertices))
         if at == len(vertices):
             vertices.append(_Vertex(label, commutative, inputs, group))

@@ -56,11 +56,20 @@ class Space:
         self.classes = classes
         self.name = name
         self._root = _Root(resolution, template)
-        self._walker = Walker(self._root, build=False)
-        self._builder = Walker(self._root)
 
     def __repr__(self) -> str:
         return f"Space({self.name!r}, input_shape={self.input_shape}, classes={self.classes})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self.template, self.input_shape, self.classes, self.name, self._root.resolution)
+
+    @cached_property
+    def _walker(self) -> Walker:
+        return Walker(self._root, build=False)
+
+    @cached_property
+    def _builder(self) -> Walker:
+        return Walker(self._root)
 
     # -- genotypes ---------------------------------------------------------------------------------------------
 
@@ -208,6 +217,10 @@ class Space:
             if not prefix:
                 return
             prefix[-1] += 1
+
+
+def _again(template: Block, input_shape: Shape, classes: int, name: str, resolution: Any) -> Space:
+    return Space(template, input_shape=input_shape, classes=classes, name=name, resolution=resolution)
 
 
 def _draw(rng: np.random.Generator, n: int) -> int:

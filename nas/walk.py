@@ -30,7 +30,8 @@ def resolve(template: Any, decide: Decide) -> tuple[Any, dict[str, Label]]:
 class Following:
     """The `decide` that takes a genotype's decisions; raises SpaceError where it has none or an unknown one.
 
-    What came of a repetition's decisions is remembered, so that a neighbour costs a look-up for each layer.
+    What comes of the decisions in a `Repeat`, and in each of its repetitions, is remembered: a neighbour costs a
+    look-up for each stage, and for each layer of the stage that is new.
     """
 
     __slots__ = ("genotype", "name")
@@ -139,7 +140,7 @@ def _repetition(template: Repeat, path: str, scope: str, build: bool) -> _Visit:
         first = dict(zip(template.first, values[n_each:], strict=False))
         return stage(values[len(fields) :], each, first)
 
-    return _remembering(walk, make) if build else walk
+    return _looked_up(template, path, scope, _remembering(walk, make)) if build else walk
 
 
 def _scope(block: Any, path: str, build: bool) -> _Visit:
@@ -147,17 +148,21 @@ def _scope(block: Any, path: str, build: bool) -> _Visit:
     part = _part(block, path, path, build)
     if not is_open(block):
         return part
-    if not build:
-        return lambda decide, genotype, taken: part(decide, genotype, dict(taken))
+    known = _looked_up(block, path, path, part) if build else part
+    return lambda decide, genotype, taken: known(decide, genotype, dict(taken))
+
+
+def _looked_up(value: Any, path: str, scope: str, part: _Visit) -> _Visit:
+    """Visit that walks a part only if the genotype it follows has something new there."""
     paths: dict[str, None] = {}  # of all decisions inside, and the ids of their choices: found when first needed
     choices: dict[int, None] = {}
-    known: dict[tuple[Any, ...], tuple[Any, dict[str, Label]]] = {}
+    known: dict[tuple[Any, ...], tuple[Any, dict[str, Label], dict[int, int]]] = {}
 
     def visit(decide: Decide, genotype: dict[str, Label], taken: dict[int, int]) -> Any:
         if decide.__class__ is not Following:
-            return part(decide, genotype, dict(taken))
+            return part(decide, genotype, taken)
         if not paths:
-            for where, choice in _everywhere(block, path, path, set()):
+            for where, choice in _everywhere(value, path, scope, set()):
                 paths[where], choices[id(choice)] = None, None
         get = decide.genotype.get
         here: list[Any] = [get(where, MISSING) for where in paths]
@@ -165,18 +170,22 @@ def _scope(block: Any, path: str, build: bool) -> _Visit:
             here += map(taken.get, choices)
         key = tuple(here)
         try:
-            result = known.get(key)
+            found = known.get(key)
         except TypeError:  # a label that cannot be hashed: no space has one
-            return part(decide, genotype, dict(taken))
-        if result is None:
+            return part(decide, genotype, taken)
+        if found is None:
             inside: dict[str, Label] = {}
-            result = part(decide, inside, dict(taken)), inside
-            _remember(known, key, result)
+            after = dict(taken)
+            made = part(decide, inside, after)
+            found = made, inside, {choice: index for choice, index in after.items() if choice not in taken}
+            _remember(known, key, found)
+        closed, labels, decided = found
         before = len(genotype)
-        genotype.update(result[1])
-        if len(genotype) != before + len(result[1]):
+        genotype.update(labels)
+        if len(genotype) != before + len(labels):
             raise SpaceError(f"two different choices share a path inside {path!r}; give one OneOf a name=")
-        return result[0]
+        taken.update(decided)
+        return closed
 
     return visit
 

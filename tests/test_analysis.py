@@ -48,6 +48,8 @@ def test_a_classifier_by_hand() -> None:
         (b.Chain(a=b.Conv(4), b=b.Conv(4), c=b.Conv(4)), (4, 5, 5), 2 * 100),
         # three results and the input; then the joined map beside the three
         (b.Branches((b.Conv(4), b.Conv(4), b.Conv(4))), (4, 5, 5), 3 * 100 + 300),
+        # what is read again is not overwritten: x, its normalisation, the sum
+        (b.Branches((b.Norm(), b.Skip()), "add"), (4, 5, 5), 3 * 100),
         (b.Skip(), (4, 5, 5), 100),
         (b.Norm(), (4, 5, 5), 100),
         (b.Chain(a=b.Norm(), b=b.Dropout()), (4, 5, 5), 100),

@@ -84,7 +84,8 @@ class TestEveryBlock:
 @pytest.mark.parametrize("norm", ops.NORMS)
 def test_activation_and_norm_are_fields(activation: str, norm: str) -> None:
     graph = b.Residual(16, activation=activation, norm=norm).lower(SHAPE)
-    kinds = [getattr(node.op, "kind", "prelu") for node in graph.nodes if isinstance(node.op, ops.Activation | ops.PReLU)]
+    found = [node.op for node in graph.nodes if isinstance(node.op, ops.Activation | ops.PReLU)]
+    kinds = [getattr(op, "kind", "prelu") for op in found]
     assert kinds == ([] if activation == "identity" else [activation] * 2)
     norms = [node.op.kind for node in graph.nodes if isinstance(node.op, ops.Norm)]
     assert norms == ([] if norm == "none" else [norm] * 3)
@@ -100,7 +101,7 @@ def test_activation_and_norm_are_fields(activation: str, norm: str) -> None:
         (b.Branches((b.Conv(8), b.Conv(16)), "add"), "two or more equal shapes"),
         (b.Conv(10, groups=4), "divisible by groups=4"),
         (b.Cell((b.CellNode((b.Edge(1, b.Skip()),)),)), "node 0 reads value 1; there are 1 before it"),
-        (b.Cell((b.CellNode((b.Edge(0, b.Skip()),)),), "first"), "unknown output 'first'; expected last, all or concat"),
+        (b.Cell((b.CellNode((b.Edge(0, b.Skip()),)),), "no"), "unknown output 'no'; expected last, all or concat"),
     ],
 )
 def test_impossible_blocks_are_refused_in_one_line(block: b.Block, message: str) -> None:
@@ -210,13 +211,13 @@ class TestOwnBlocks:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"block": "convolution"}, "unknown block 'convolution'; import the module that defines it first"),
+        ({"label": "convolution"}, "unknown block 'convolution'; import the module that defines it first"),
         ({"width": 3}, "unknown block None"),
-        ({"block": ["conv"]}, "unknown block"),
-        ({"block": "conv", "colour": 3}, "block 'conv': .*colour"),
-        ({"block": "chain", "parts": 3}, "block 'chain'"),
-        ({"block": "head"}, "block 'head': .*classes"),
-        ({"block": "branches", "blocks": [{"block": "no"}]}, "unknown block 'no'"),
+        ({"label": ["conv"]}, "unknown block"),
+        ({"label": "conv", "colour": 3}, "block 'conv': .*colour"),
+        ({"label": "chain", "parts": 3}, "block 'chain'"),
+        ({"label": "head"}, "block 'head': .*classes"),
+        ({"label": "branches", "blocks": [{"label": "no"}]}, "unknown block 'no'"),
     ],
 )
 def test_wrong_json_is_refused_in_one_line(data: Any, message: str) -> None:

@@ -196,7 +196,7 @@ def test_a_collision_is_found_where_a_repetition_is_remembered() -> None:
     walker = Walker(template)
     genotype = {"a": "identity", "b.0.y": 8}
     walker.resolve(Following(genotype, "space"))  # no collision, and remembered
-    with pytest.raises(SpaceError, match=r"share a path inside 'b\.0'"):
+    with pytest.raises(SpaceError, match=r"share a path inside 'b'"):
         walker.resolve(Following({"a": "conv", "b.0.y": 8}, "space"))
 
 
@@ -233,6 +233,13 @@ def test_a_remembered_repetition_depends_on_what_it_shares_with_its_surroundings
         block, genotype = walker.resolve(Following({"activation": label, "body.0.kernel": 3}, "space"))
         assert dict(block.parts)["body"].blocks[0].activation == label
         assert genotype == {"activation": label, "body.0.kernel": 3}
+
+
+def test_what_is_missing_is_not_none() -> None:
+    walker = Walker(Repeat(Separable(8, se=OneOf(None, SqueezeExcite())), 1))
+    walker.resolve(Following({"0.se": None}, "space"))
+    with pytest.raises(SpaceError, match="space 'space': the genotype lacks '0.se'; expected one of"):
+        walker.resolve(Following({}, "space"))
 
 
 def test_a_choice_survives_copying_with_what_it_shares() -> None:

@@ -35,6 +35,7 @@ KINDS: dict[str, tuple[ops.Op, int]] = {  # operations that keep the shape, and 
     "mean": (ops.Mean(), 2),
     "mul": (ops.Mul(), 2),
     "add3": (ops.Add(), 3),
+    "cat": (ops.Concat(), 2),  # the order matters; a slice follows
 }
 
 
@@ -81,6 +82,8 @@ def graph(net: Net, rng: random.Random | None = None) -> Graph:
             rng.shuffle(inputs)
         name = f"{'n' if rng is None else rng.randrange(10**6)}.{at}"
         refs[i] = g.op(name, op, *inputs, weights=owner.get(step.weights))
+        if step.kind == "cat":
+            refs[i] = g.slice(f"{name}.slice", refs[i], 2, 6)
         owner.setdefault(step.weights, name)
     return g.graph(refs[len(net) - 1])
 
@@ -99,13 +102,14 @@ def term(net: Net) -> Any:
         for i, step in enumerate(net):
             op = KINDS[step.kind][0]
             read = [terms[j] for j in step.inputs]
-            terms[i] = f"{op}{numbers.get(step.weights, '-') if op.own else ''}({','.join(sorted(read))})"
+            weights = numbers.get(step.weights, "unused") if op.own else ""
+            terms[i] = f"{op}{weights}({','.join(sorted(read) if op.commutative else read)})"
         return terms[len(net) - 1]
 
     return min(written(dict(zip(used, numbers, strict=True))) for numbers in permutations(range(len(used))))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(nets(most=16), st.integers(0, 2**32 - 1))
 def test_names_and_orders_do_not_matter(net: Net, seed: int) -> None:
     rng = random.Random(seed)
@@ -133,7 +137,7 @@ def changed(net: Net, rng: random.Random) -> Net:
     return (*net[:i], step, *net[i + 1 :])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(nets(most=8), st.integers(0, 2**32 - 1))
 def test_equal_keys_mean_equal_networks(net: Net, seed: int) -> None:
     rng = random.Random(seed)
@@ -142,7 +146,7 @@ def test_equal_keys_mean_equal_networks(net: Net, seed: int) -> None:
         assert (graph(net).key() == graph(other).key()) == (term(net) == term(other))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(nets(least=3, most=5), nets(least=3, most=5))
 def test_unrelated_networks_are_told_apart(a: Net, b: Net) -> None:
     assert (graph(a).key() == graph(b).key()) == (term(a) == term(b))
@@ -176,11 +180,10 @@ class TestExamples:
         assert twice.key() == once.key()
 
     def test_who_shares_weights_matters(self) -> None:
-        def chain(*weights: int) -> str:
-            return graph(tuple(Step("conv", (i - 1,), w) for i, w in enumerate(weights))).key()
-
-        every = [chain(0, 1, 2), chain(0, 0, 2), chain(0, 1, 0), chain(0, 1, 1), chain(0, 0, 0)]
-        assert len(set(every)) == 5
+        """Five convolutions in a row, sharing weights in each of the 52 possible ways."""
+        ways = [w for w in np.ndindex(1, 2, 3, 4, 5) if all(w[j] == j for j in w)]
+        chains = [tuple(Step("conv", (i - 1,), w) for i, w in enumerate(way)) for way in ways]
+        assert len({graph(chain).key() for chain in chains}) == len(chains) == 52
 
     def test_randomness_is_not_merged(self) -> None:
         def net(blocks: tuple[Any, ...]) -> str:
@@ -197,8 +200,31 @@ class TestExamples:
         assert net(1, 3) != net(3, 1)
         assert net(3, 3) == net(3, 3)
 
+    @pytest.mark.parametrize("weights", [(0, 3), (2, 3)])
+    def test_twins_with_unlike_readers_or_weights(self, weights: tuple[int, int]) -> None:
+        """One of two twins shares the weights of an earlier layer, or both stand in a concatenation."""
+        kind = "mul" if 0 in weights else "cat"
+        lower = (Step("conv", (-1,), 0), Step("relu", (0,), 1))
+
+        def net(weights: tuple[int, int]) -> Net:
+            return (*lower, Step("conv", (1,), weights[0]), Step("conv", (1,), weights[1]), Step(kind, (2, 3), 4))
+
+        twisted = (*lower, Step("conv", (1,), 2), Step("conv", (1,), 0 if 0 in weights else 3), Step(kind, (3, 2), 4))
+        spelled = {graph(n, random.Random(seed)).key() for n in (net(weights), twisted) for seed in range(8)}
+        assert len(spelled) == 1
+
+    def test_twins_that_share_weights_with_other_twins(self) -> None:
+        def net(first: int, second: int) -> Net:
+            lower = (Step("conv", (-1,), 0), Step("conv", (-1,), 1), Step("add", (0, 1), 2))
+            return (*lower, Step("conv", (2,), first), Step("conv", (2,), second), Step("mul", (3, 4), 5))
+
+        one = {graph(net(*weights), random.Random(seed)).key() for weights in ((0, 1), (1, 0)) for seed in range(8)}
+        others = {graph(net(*weights)).key() for weights in ((0, 0), (0, 4), (3, 4), (3, 3))}
+        assert len(one) == 1
+        assert len(one | others) == 5
+
     def test_nested_twins(self) -> None:
-        """Pairs of pairs, wired alike or crosswise, as a chain of cells."""
+        """Pairs of branches of two layers, wired alike or crosswise, as a chain of cells."""
 
         def net(pairs: tuple[tuple[int, int], ...], rng: random.Random | None = None) -> str:
             steps: list[Step] = []
@@ -206,7 +232,8 @@ class TestExamples:
             for _ in range(3):
                 at = len(steps)
                 steps += [Step("conv", (x,), at + i) for i in range(4)]
-                steps += [Step("add", (at + a, at + b), at + 4 + i) for i, (a, b) in enumerate(pairs)]
+                steps += [Step("norm", (at + i,), at + 4 + i) for i in range(4)]
+                steps += [Step("add", (at + 4 + a, at + 4 + b), at + 8 + i) for i, (a, b) in enumerate(pairs)]
                 x = len(steps)
                 steps.append(Step("mul", (x - 2, x - 1), x))
             return graph(tuple(steps), rng).key()

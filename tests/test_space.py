@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,7 @@ def frozen(genotype: Mapping[str, Label]) -> frozenset[tuple[str, Label]]:
 
 
 SLOW = [HealthCheck.filter_too_much, HealthCheck.too_slow]
-COMMON = settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
+COMMON = settings(max_examples=60, suppress_health_check=SLOW)
 
 
 @COMMON
@@ -243,6 +244,14 @@ def test_sampling_is_uniform_over_options() -> None:
     for label in ("conv", "inverted_residual", "identity"):
         share = sum(g["body.0.block"] == label for g in samples) / len(samples)
         assert abs(share - 1 / 3) < 0.04
+
+
+def test_it_can_be_sent_to_another_process() -> None:
+    space = toy()
+    space.architecture(GENOTYPE)  # what it remembers stays here
+    again = pickle.loads(pickle.dumps(space))
+    assert (again.size(), again.paths, repr(again)) == (space.size(), space.paths, repr(space))
+    assert again.architecture(GENOTYPE).key() == space.architecture(GENOTYPE).key()
 
 
 def test_the_seed_governs_chance() -> None:

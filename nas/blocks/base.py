@@ -269,11 +269,11 @@ def known_blocks() -> dict[str, type[Block]]:
 
 
 def block_to_json(value: Any) -> Any:
-    """A resolved block as JSON data: its label under `block`, then its fields."""
+    """A resolved block as JSON data: its label under `label` (so no field can be called that), then its fields."""
     if isinstance(value, Chain):
-        return {"block": value.label, "parts": [[name, block_to_json(part)] for name, part in value.parts]}
+        return {"label": value.label, "parts": [[name, block_to_json(part)] for name, part in value.parts]}
     if isinstance(value, Block):
-        return {"block": value.label, **{name: block_to_json(v) for name, v in value.children()}}
+        return {"label": value.label, **{name: block_to_json(v) for name, v in value.children()}}
     if isinstance(value, tuple):
         return [block_to_json(v) for v in value]
     return value
@@ -286,11 +286,11 @@ def block_from_json(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     values = {name: block_from_json(v) for name, v in data.items()}
-    label = values.pop("block", None)
-    cls = known_blocks().get(label)
+    label = values.pop("label", None)
+    cls = known_blocks().get(label) if isinstance(label, str) else None
     if cls is None:
         raise SpaceError(f"unknown block {label!r}; import the module that defines it first")
     try:
         return cls(**dict(values["parts"])) if issubclass(cls, Chain) else cls(**values)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise SpaceError(f"block {label!r}: {error}; it was written by another version") from None

@@ -18,3 +18,23 @@ class Exported:
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {"files": [str(path) for path in self.files], "difference": self.difference, "trained": self.trained}
+
+
+def export_run(run: Path, which: str = "best", folder: Path | None = None, name: str | None = None) -> Exported:
+    """Write an architecture of a run as a Python file, with its trained weights if the run kept them.
+
+    Args:
+        run: the run's folder.
+        which: `best`, `best:METRIC` or a trial's number.
+        folder: where to write; by default `export` in the run's folder.
+        name: of the files; by default that of the architecture.
+
+    Raises RunError if there is no such trial, ExportError if the file cannot be written or computes something else.
+    """
+    from nas.export.files import export
+    from nas.export.weights import read
+    from nas.session import load
+
+    found = load(run).select(which)
+    state = read(found.weights)[0] if found.weights else None
+    return export(found.architecture, state, folder or run / "export", name or found.architecture.name)

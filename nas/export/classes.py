@@ -114,10 +114,11 @@ class Classes:
         missing = [id for id in ours if id not in theirs]
         added = [id for id in theirs if id not in ours]
         optional = {*missing, *added, *(line.id for line in cls.lines if cls.optional(line))}
-        plain = cls.key.partition(":")[0] in CONTAINERS or any(
-            "." in s.name or s.name.isdecimal() or s.borrowed for s in group.steps
-        )
-        if optional and (plain or len(optional) > min(OPTIONAL, len(common))):
+        fixed = any("." in s.name or s.name.isdecimal() or s.borrowed for s in group.steps)
+        limit = min(OPTIONAL, len(common))
+        if cls.key.partition(":")[0] in CONTAINERS:  # what two of them have in common may be chance
+            limit = 0 if added else min(2, limit)
+        if len(optional) > (0 if fixed else limit):
             return False
         lines = self._joined(cls, group)
         worlds = [(cls.uses_of(i), _refs(g)) for i, g in enumerate(cls.groups)] + [(theirs, _refs(group))]

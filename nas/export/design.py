@@ -7,7 +7,6 @@ and go out are arguments even if they are the same everywhere.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import prod
@@ -16,10 +15,9 @@ from typing import Any
 from nas import ops
 from nas.export.classes import CONV_NORM_ACT, Class, Classes, Line
 from nas.export.leaves import IDENTITY, PRELU, REQUIRED, Argument, Make, Slot, activation
+from nas.export.naming import name_parameters
 from nas.export.tree import Group, Loop, Step
 from nas.export.values import MISSING, Condition, Flag, Literal, Made, Parameter, Solved, Sum, agree, comparisons
-
-ENDS = {"out": "out_channels", "through": "channels", "in0": "in_channels"}  # what their arguments are called
 
 
 class Design:
@@ -50,7 +48,7 @@ class Design:
                 self.conditions[line.id] = self._condition(line)
         for flag in self.flags:
             flag.settle(self.parameters)
-        self._name()
+        name_parameters(self.parameters, cls, last=classes.graph.output in [g.output for g in cls.groups])
         arguments = [p for p in self.parameters if p.formula is None]
         self.signature = sorted(arguments, key=lambda p: (p.default is not REQUIRED, _RANK.get(p.kind, 2)))
         self.variables = [p for p in self.parameters if p.formula and len(p.lines) > 1]
@@ -60,7 +58,7 @@ class Design:
         number = self.cls.groups.index(group)
         arguments = []
         for p in self.signature:
-            value = None if p.values[number] is MISSING else p.values[number]
+            value = p.default if p.values[number] is MISSING else p.values[number]
             arguments.append(Argument(p.name, Slot(value, p.kind, p.role in ("in0", "through")), p.default))
         return Make(self.cls, tuple(arguments))
 
@@ -111,8 +109,7 @@ class Design:
         arguments = [Argument("layers", Slot(len(layers), "layers"))]
         for first, second, *_ in zip(*(layer.arguments for layer in layers), strict=True):
             if first != second and isinstance(first.value, Slot) and isinstance(second.value, Slot):
-                growth = Slot(second.value.value - first.value.value, "channels")
-                grows = Make("grows", (Argument("start", first.value), Argument("growth", growth)))
+                grows = _grows(first.value, second.value.value - first.value.value)
                 arguments.append(Argument(first.name, grows, first.default))
             else:
                 arguments.append(first)
@@ -162,7 +159,9 @@ class Design:
         out = wide
         for k, argument in enumerate(first.arguments):
             values: list[Any] = [make and make.arguments[k].value for make in makes]
-            if isinstance(argument.value, Make):
+            if any(isinstance(value, Make) and value.head == "grows" for value in values):
+                values = [_grows(value, 0) if isinstance(value, Slot) else value for value in values]
+            if any(isinstance(value, Make) for value in values):
                 inner, out = self._unify(values, line, out)
                 solved.append((argument, inner))
                 continue
@@ -182,8 +181,8 @@ class Design:
         slot = next(slot for slot in slots if slot is not None)
         vector = [MISSING if slot is None else slot.value for slot in slots]
         given = [v for v in vector if v is not MISSING]
-        if slot.kind == "flag":
-            self.flags.append(Flag(vector, argument.name, line.id))
+        if slot.kind in ("flag", "step"):
+            self.flags.append(Flag(vector, argument.name, line.id, slot.kind))
             return self.flags[-1]
         if slot.kind == "channels":
             if not slot.reads and agree(vector, self.channels[line.id]):
@@ -240,7 +239,7 @@ class Design:
     def _condition(self, line: Line) -> Condition:
         """When a step is there that some instances lack."""
         present = [i in line.uses for i in range(self.count)]
-        for p in self.parameters:  # an argument that is given only where the step is there
+        for p in [p for p in self.parameters if p.kind in _TELLING]:  # given only where the step is there
             given = [v is not MISSING and bool(v) for v in p.values]
             if not p.formula and set(p.lines) == {line.id} and given == present:
                 return Condition("{}", (p,))
@@ -248,66 +247,24 @@ class Design:
         wide = [p for p in known if p.kind == "channels"]
         strides = [p for p in known if p.kind == "stride"]
         ends = list(combinations([p for p in wide if p.role in ("in0", "out")], 2))
-        mine = list(combinations([p for p in wide if line.id in p.lines], 2))
-        own_strides = [p for p in strides if line.id in p.lines]
-        tests = comparisons(mine, own_strides) if line.step.is_module else []
-        for condition in (*tests, *comparisons(ends, strides)):
+        tests = comparisons(ends, strides, equal=not line.step.is_module)
+        if line.step.is_module:
+            mine = list(combinations([p for p in wide if line.id in p.lines], 2))
+            tests = comparisons(mine, [p for p in strides if line.id in p.lines], equal=False) + tests
+        for condition in tests:
             if condition.holds(self.count) == present:
                 return condition
-        self.flags.append(Flag([*present], line.name if line.step.is_module else "residual", line.id))
+        self.flags.append(Flag([*present], line.name if line.step.is_module else "residual", line.id, "step"))
         return Condition("{}", (self.flags[-1],))
 
-    # -- names -----------------------------------------------------------------------------------------------------
 
-    def _name(self) -> None:
-        lines = {line.id: line for line in self.cls.lines}
-        own = [p for p in self.parameters if not p.role and p.kind == "channels" and p.base in _GENERIC]
-        for p in self.parameters:
-            line = lines[p.lines[0]]
-            if p.role:
-                p.base = ENDS.get(p.role, f"{p.role}_channels")
-                if p.role == "out" and self.classes.graph.output in [group.output for group in self.cls.groups]:
-                    p.base = "num_classes"
-            elif p.kind == "channels" and p.base != "growth":
-                inner = isinstance(line.step.what, Group) and p.base not in _GENERIC
-                p.base = p.base if inner and p.base != "hidden_channels" else f"{line.name}_channels"
-                if len(own) == 1 and p in own:
-                    p.base = "hidden_channels"
-            elif p.base == "kind":
-                p.base = "activation" if line.name.startswith("act") else line.name
-            elif p.base == "rate":
-                p.base = "dropout" if isinstance(line.step.what, ops.Dropout) else "drop_path"
-            p.default = _default(p)
-        often = Counter(p.base for p in self.parameters)
-        taken: set[str] = set()
-        for p in self.parameters:
-            line = lines[p.lines[0]]
-            name = p.base if often[p.base] == 1 or p.role else f"{line.name}_{p.base}"
-            name = name.replace(".", "_")
-            while name in taken or not name.isidentifier():
-                name = f"{name}_" if name.isidentifier() else f"part{name}"
-            taken.add(name)
-            p.name = name
-        for p in self.parameters:
-            if p.formula and len(p.lines) == 1:
-                p.name = str(p.formula)
+_TELLING = ("channels", "kernel_size", "rate", "extra")  # kinds whose arguments are None if they are not given
+_RANK = {"channels": 0, "kernel_size": 1, "stride": 1, "activation": 3, "flag": 4, "step": 4}
 
 
-_RANK = {"channels": 0, "kernel_size": 1, "stride": 1, "activation": 3, "flag": 4}
-_GENERIC = ("in_channels", "out_channels", "channels", "in_features", "out_features", "num_features")
-
-
-def _default(p: Parameter) -> Any:
-    """What it is if it is not given."""
-    if not p.known:
-        return None
-    if p.kind in ("stride", "groups", "dilation") and 1 in p.values:
-        return 1
-    if p.kind == "padding" and 0 in p.values:
-        return 0
-    if p.kind in ("activation", "flag", "eps", "momentum"):
-        return Counter(v for v in p.values if v != IDENTITY or set(p.values) == {v}).most_common(1)[0][0]
-    return REQUIRED
+def _grows(start: Slot, growth: int) -> Make:
+    """A number of channels that grows from one layer of a loop to the next."""
+    return Make("grows", (Argument("start", start), Argument("growth", Slot(growth, "channels"))))
 
 
 def _is_activation(step: Step) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
+from keyword import iskeyword
 
 from nas import ops
 from nas.export.classes import Class, Line
-from nas.export.python import Call, Expr, Infix, layout, text
+from nas.export.python import WIDTH, Call, Expr, Infix, layout, text
 from nas.export.tree import Group, Half, Loop
 
 NEST = 3  # calls in one another
@@ -40,25 +42,45 @@ class _Writer:
         self.lines = {line.id: line for line in cls.lines}
         self.reads = Counter(ref for line in cls.lines for ref in line.inputs)
         self.reads[cls.output] += 1
-        self.inlined: set[str] = set()
-        self.statements = list(self._statements())
-        self.names = self._variables()
+        self.apart: set[str] = set()  # lines whose statement became too long with them inside another
+        while True:
+            self.inlined: set[str] = set()
+            self.statements = list(self._statements())
+            self.names = self._variables()
+            long = {ref for s in self.statements if not self._fits(s) for ref in self._inside(s.lines[-1])}
+            if not long:
+                break
+            self.apart |= long
 
     def body(self) -> list[str]:
+        """The statements as lines of Python."""
         out: list[str] = []
         for statement in self.statements:
-            last = statement.lines[-1]
-            if isinstance(last.step.what, Loop):
-                out += self._loop(last, statement)
-            elif len(statement.targets) == 2:
-                names = ", ".join(self.names[target] for target in statement.targets)
-                out += layout(f"{self._value(last.inputs[0])}.chunk(2, dim=1)", 8, f"{names} = ")
-            else:
-                before = f"{self.names[last.id]} = " if statement.targets else "return "
-                out += layout(self._expression(last), 8, before)
+            out += self._lines(statement)
         if not self.statements or self.statements[-1].targets:
             out.append(f"        return {self._value(self.cls.output)}")
         return out
+
+    def _lines(self, statement: _Statement) -> list[str]:
+        last = statement.lines[-1]
+        if isinstance(last.step.what, Loop):
+            return self._loop(last, statement)
+        if len(statement.targets) == 2:
+            names = ", ".join(self.names[target] for target in statement.targets)
+            return layout(f"{self._object(last.inputs[0])}.chunk(2, dim=1)", 8, f"{names} = ")
+        before = f"{self.names[last.id]} = " if statement.targets else "return "
+        return layout(self._expression(last), 8, before)
+
+    def _fits(self, statement: _Statement) -> bool:
+        """Whether a statement is one line, or one call with its arguments on one line."""
+        lines = self._lines(statement)
+        short = len(lines) in (1, 3) and all(len(line) <= WIDTH for line in lines)
+        return short or isinstance(statement.lines[-1].step.what, Loop)
+
+    def _inside(self, line: Line) -> set[str]:
+        """The lines that stand inside this one's statement."""
+        found = {ref for ref in line.inputs if ref in self.inlined}
+        return found.union(*(self._inside(self.lines[ref]) for ref in found))
 
     # -- which lines are one statement -----------------------------------------------------------------------------
 
@@ -81,7 +103,7 @@ class _Writer:
                     if pair[0] is last:
                         yield _Statement([last], [line.id for line in sorted(pair, key=_is_second)])
                 else:
-                    final = last.id == self.cls.output and not isinstance(last.step.what, Loop)
+                    final = last.id == self.cls.output
                     yield _Statement(piece, [] if final else [last.id])
 
     def _chains(self) -> list[list[Line]]:
@@ -99,11 +121,14 @@ class _Writer:
     def _continues(self, line: Line, before: str) -> bool:
         apart = (Loop, Half)
         kinds = (line.step.what, self.lines[before].step.what)
+        if before in self.apart:
+            return False
         return before not in self.flags and line.id not in self.flags and not any(isinstance(k, apart) for k in kinds)
 
     def _fits_into_reader(self, line: Line, length: int) -> bool:
         """Whether an operand is short enough to stand inside a sum or product of two."""
-        if self.reads[line.id] != 1 or line.id == self.cls.output or line.id in self.flags or length > 2 or self.root:
+        free = line.id not in self.flags and line.id not in self.apart
+        if self.reads[line.id] != 1 or line.id == self.cls.output or not free or length > 2 or self.root:
             return False
         reader = next(r for r in self.cls.lines if line.id in r.inputs)
         if reader.id in self.flags or not isinstance(reader.step.what, JOINS) or not line.step.is_module:
@@ -126,8 +151,7 @@ class _Writer:
         last_read[self.cls.output] = len(self.statements)
         arity = len(self.cls.groups[0].inputs)
         threads = {f"#{k}": k for k in range(arity)}
-        ends: dict[int, str] = {}
-        kept: set[int] = set()
+        ends: dict[int, list[str]] = {}
         for at, statement in enumerate(self.statements):
             operands = self._operands(statement)
             alive = {threads[ref] for ref in threads if last_read.get(ref, -1) > at}
@@ -136,21 +160,24 @@ class _Writer:
                 dying = []
             for target in statement.targets:
                 threads[target] = threads[dying[0]] if dying else len(set(threads.values()))
-                if threads[target] not in kept:
-                    ends[threads[target]] = target
-                if len(statement.targets) == 2:
-                    kept.add(threads[target])  # halves keep their names
+                ends.setdefault(threads[target], []).append(target)
         names = dict(enumerate(inputs(arity)))
         fresh = [thread for thread in ends if thread >= arity]
         for thread in fresh:
-            name = ends[thread].replace(".", "_")
-            name = name if name.isidentifier() else f"part{name}"
-            if len(fresh) == 1 and arity == 1:
-                name = "y"
+            name = "y" if len(fresh) == 1 and arity == 1 else self._name(ends[thread])
             while name in names.values() or name in RESERVED:
                 name += "_"
             names[thread] = name
         return {value: names[thread] for value, thread in threads.items()}
+
+    def _name(self, values: list[str]) -> str:
+        """For a variable that holds these one after the other: the words they begin with, or else the last's name."""
+        if isinstance(self.lines[values[0]].step.what, Half):
+            values = values[:1]
+        words = [value.replace(".", "_").split("_") for value in values]
+        common = [a[0] for a in takewhile(lambda same: len(set(same)) == 1, zip(*words, strict=False))]
+        name = "_".join(common or words[-1]).strip("_")
+        return name if name.isidentifier() and not iskeyword(name) else f"part{name}"
 
     def _operands(self, statement: _Statement) -> list[str]:
         """The variables that a statement reads, in order."""
@@ -169,6 +196,11 @@ class _Writer:
     def _value(self, ref: str) -> str:
         return text(self._expression(self.lines[ref])) if ref in self.inlined else self.names[ref]
 
+    def _object(self, ref: str) -> str:
+        """A value as something that has methods."""
+        plain = ref not in self.inlined or not isinstance(self._expression(self.lines[ref]), Infix)
+        return self._value(ref) if plain else f"({self._value(ref)})"
+
     def _expression(self, line: Line) -> Expr:
         what, read = line.step.what, [self._value(ref) for ref in line.inputs]
         if isinstance(what, ops.Add | ops.Mul) and not isinstance(what, ops.Mean):
@@ -178,9 +210,9 @@ class _Writer:
         elif isinstance(what, ops.Concat):
             found = Call("torch.cat", (Call("", tuple(read), "[]"), "dim=1"))
         elif isinstance(what, ops.Flatten):
-            found = f"{read[0]}.flatten(1)"
+            found = f"{self._object(line.inputs[0])}.flatten(1)"
         elif isinstance(what, Half):
-            found = f"{read[0]}.chunk(2, dim=1)[{int(what.second)}]"
+            found = f"{self._object(line.inputs[0])}.chunk(2, dim=1)[{int(what.second)}]"
         else:
             found = Call(f"self{_path(line.name)}", tuple(read))
         if line.id in self.flags:
@@ -197,10 +229,8 @@ class _Writer:
         else:
             named = f'if name.startswith("{line.name}"):'
             out += ["for name, layer in self.named_children():", f"    {named}", f"        {append}"]
-        final = line.id == self.cls.output
-        out.append(f"{'return' if final else self.names[line.id] + ' ='} torch.cat(features, dim=1)")
-        if final:
-            statement.targets = []
+        before = f"{self.names[line.id]} =" if statement.targets else "return"
+        out.append(f"{before} torch.cat(features, dim=1)")
         return [f"        {line}" for line in out]
 
 

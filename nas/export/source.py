@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Any, NamedTuple
 
-from nas import ops
 from nas.analysis import analyse
 from nas.architecture import Architecture
 from nas.blocks.base import known_blocks
@@ -16,6 +13,7 @@ from nas.export.classes import CONTAINERS, CONV_NORM_ACT, Class, Classes, Line
 from nas.export.design import Design
 from nas.export.forward import forward, inputs
 from nas.export.leaves import HELPERS, REQUIRED, Name
+from nas.export.naming import name_classes
 from nas.export.python import Call, Expr, Pair, docstring, layout, sequence
 from nas.export.tree import Group, Loop, Tree
 from nas.export.values import Flag, Literal, Made, Parameter
@@ -50,7 +48,7 @@ def compose(network: Architecture | Graph, *, name: str) -> Source:
     """As `source`, with the name of the network's class and what the file imports besides torch."""
     graph = network.graph() if isinstance(network, Architecture) else network
     classes = Classes(Tree(graph, module_paths(graph)).root(), graph)
-    _name(classes, name)
+    name_classes(classes, name)
     designs: dict[Class, Design] = {}
     for cls in classes.all:
         designs[cls] = Design(cls, classes, designs)
@@ -60,53 +58,9 @@ def compose(network: Architecture | Graph, *, name: str) -> Source:
     helpers = [line for head, code in HELPERS.items() if head in used for line in ["", "", *code.strip().split("\n")]]
     foreign = sorted(head for head in used if ":" in head)
     root = classes.root.name
-    head = [*_docstring(network, graph, name), "", *_imports(foreign)]
-    return Source("\n".join([*head, *helpers, *bodies, "", "", *_load(root), ""]), root, tuple(foreign))
-
-
-# -- names -------------------------------------------------------------------------------------------------------------
-
-
-def _camel(name: str) -> str:
-    parts = [part for part in re.split(r"[^A-Za-z0-9]+", name) if part]
-    parts = [f"_{b}" if a[-1:].isdigit() and b[0].isdigit() else b for a, b in pairwise(["", *parts])]
-    camel = "".join(re.sub(r"(?<=[a-z])net(?=\d*$)", "Net", part[0].upper() + part[1:]) for part in parts)
-    return camel if camel[:1].isalpha() else f"Network{camel}"
-
-
-def _name(classes: Classes, name: str) -> None:
-    """Give every class a name of its own."""
-    taken = {"Tensor", *HELPERS, *(op.target.rpartition(":")[2] for op in _wrapped(classes.graph))}
-    for cls in (classes.root, *classes.all[:-1]):
-        wanted = _camel(name) if cls is classes.root else _wanted(cls, classes)
-        number, unique = 1, wanted
-        while unique in taken:
-            number += 1
-            unique = f"{wanted}Network" if cls is classes.root and number == 2 else f"{wanted}{number}"
-        taken.add(unique)
-        cls.name = unique
-
-
-def _wrapped(graph: Graph) -> Iterator[ops.Module]:
-    return (node.op for node in graph.nodes if isinstance(node.op, ops.Module))
-
-
-def _wanted(cls: Class, classes: Classes) -> str:
-    if cls.key == CONV_NORM_ACT:
-        names = {line.id for line in cls.lines}
-        return "".join(part.capitalize() for part in ("conv", "norm", "act") if part in names)
-    kind = cls.key.partition(":")[0]
-    if kind not in CONTAINERS:
-        shapes = classes.graph.shapes
-        halved = all(shapes[g.output][1:] < shapes[g.inputs[0]][1:] for g in cls.groups)
-        others = [c for c in classes.all if c.key == cls.key and c is not cls]
-        return _camel(f"{kind}_down" if halved and others else kind)
-    names = [re.sub(r"^\d+$", "", group.name) for group in cls.groups]
-    prefix = next(names[0][:n] for n in range(len(names[0]), -1, -1) if all(s.startswith(names[0][:n]) for s in names))
-    if len(prefix) > 2:
-        return _camel(prefix)
-    outer = {next((p for p in reversed(g.path.split(".")) if not p.isdecimal()), "") for g in cls.groups}
-    return f"{_camel(outer.pop())}Block" if len(outer) == 1 else _camel(kind or "block")
+    code = [*helpers, *bodies, "", "", *_load(root), ""]
+    head = [*_docstring(network, graph, name), "", *_imports(foreign, any("Tensor" in line for line in code))]
+    return Source("\n".join([*head, *code]), root, tuple(foreign))
 
 
 # -- parts of the file -------------------------------------------------------------------------------------------------
@@ -114,6 +68,7 @@ def _wanted(cls: Class, classes: Classes) -> str:
 
 def _docstring(network: Architecture | Graph, graph: Graph, name: str) -> list[str]:
     costs = analyse(graph)
+    name = re.sub(r"[^\w .+-]", "_", name)
     shapes = [", ".join(map(str, ("N", *graph.shapes[i]))) for i in graph.inputs]
     result = ", ".join(map(str, ("N", *costs.shape)))
     classes = f" for {network.classes} classes" if isinstance(network, Architecture) else ""
@@ -121,20 +76,21 @@ def _docstring(network: Architecture | Graph, graph: Graph, name: str) -> list[s
         f'"""{name}: a network{classes}.',
         "",
         f"Input: float images ({'), ('.join(shapes)}). Output: ({result}).",
-        f"Parameters: {costs.params:,}. Multiply-adds for one image: {costs.flops:,}, counting the",
-        "convolutions and linear layers.",
+        f"Parameters: {costs.params:,}. FLOPs for one image: {costs.flops:,}, where a multiply-add",
+        "of a convolution or linear layer counts 1 and everything else 0.",
+        "",
+        f'    model = load("{name}.safetensors")',
         "",
         "Needs torch alone; `load` reads .safetensors files with the package safetensors.",
         '"""',
     ]
 
 
-def _imports(foreign: list[str]) -> list[str]:
-    lines = ["import torch", "from torch import Tensor, nn"]
+def _imports(foreign: list[str], tensors: bool) -> list[str]:
+    lines = ["import torch", f"from torch import {'Tensor, ' * tensors}nn"]
     if foreign:
         lines += ["", "# Layers that are not defined here: these modules must be importable where the file is used."]
-        parts = [head.partition(":") for head in foreign]
-        lines += [f"from {module} import {name.partition('.')[0]}" for module, _, name in parts]
+        lines += [f"import {module}" for module in sorted({head.partition(":")[0] for head in foreign})]
     return lines
 
 
@@ -163,20 +119,20 @@ class _Writer:
         self.flags: dict[str, str] = {}
 
     def lines(self) -> list[str]:
-        numbered = {line.name: line for line in self.cls.lines if line.name.isdecimal()}
-        base = "ModuleList" if numbered else "Module"
-        if numbered and len(numbered) == len(self.cls.lines) and _is_chain(self.cls):
-            base = "Sequential"
+        lines = self.cls.lines
+        numbered = [line for line in lines if line.step.is_module and line.name.partition(".")[0].isdecimal()]
+        base = "Module"
+        if numbered:
+            base = "Sequential" if len(numbered) == len(lines) and _is_chain(self.cls) else "ModuleList"
         out = [f"class {self.cls.name}(nn.{base}):"]
         if about := self._about():
             out += [*docstring(about, 4), ""]
-        init = self._init(numbered, base)
-        if init:
+        if init := self._init(base):
             out += [*self._signature(), *init, ""]
         if base == "Sequential":
             return out[:-1]
-        arguments = ", ".join(f"{name}: Tensor" for name in inputs(self.design.arity))
-        out.append(f"    def forward(self, {arguments}) -> Tensor:")
+        arguments: list[Expr] = ["self", *(f"{name}: Tensor" for name in inputs(self.design.arity))]
+        out += layout(Call("def forward", tuple(arguments)), 4, after=" -> Tensor:")
         return out + forward(self.cls, self.flags, root=self.root)
 
     def _about(self) -> str:
@@ -191,7 +147,8 @@ class _Writer:
         # What the block's own text says of its fields is kept where they are arguments here too.
         arguments = {p.name for p in self.design.signature}
         about = re.sub(r" \([^()]*`[^()]*\)", "", about)
-        clauses = [c for c in re.split(r"(?<=[.;]) ", about) if set(re.findall(r"`(\w+)[^`]*`", c)) <= arguments]
+        clauses = re.split(r"(?<=[.;]) (?![^(]*\))", about)
+        clauses = [clause for clause in clauses if set(re.findall(r"`(\w+)[^`]*`", clause)) <= arguments]
         return " ".join(clauses).rstrip(" ;.") + "." if clauses and clauses[0] else ""
 
     def _signature(self) -> list[str]:
@@ -201,42 +158,36 @@ class _Writer:
             arguments.append(f"{p.name}: {_type(p)}{default}")
         return layout(Call("def __init__", tuple(arguments)), 4, after=" -> None:")
 
-    def _init(self, numbered: Mapping[str, Line], base: str) -> list[str]:
+    def _init(self, base: str) -> list[str]:
         out: list[str] = []
-        nested: dict[str, Any] = {}
+        nested: dict[str, Any] = {}  # modules of scopes that are no function of their own
         for line in self.cls.lines:
-            if line.id in self.design.made:
-                made = self.design.made[line.id]
-                if isinstance(line.step.what, Loop):
-                    out += self._loop(line, made)
-                elif "." in line.name:
-                    *scopes, last = line.name.split(".")
-                    inside = nested
-                    for scope in scopes:
-                        inside = inside.setdefault(scope, {})
-                    inside[last] = self._expression(made)
-                elif line.name not in numbered:
-                    out += self._attribute(line, self._expression(made))
-            elif line.id in self.design.conditions:
-                out += self._flag(line)
-        for scope, content in nested.items():
-            out += layout(_dictionary(content), 8, f"self.{scope} = ")
-        if numbered:
-            out = self._numbered(numbered, base) + out
-        elif out:
-            out.insert(0, "        super().__init__()")
-        variables = [f"        {p.name} = {p.formula}" for p in self.design.variables]
-        return out[:1] + variables + out[1:] if not numbered else variables + out
-
-    def _numbered(self, numbered: Mapping[str, Line], base: str) -> list[str]:
+            made = self.design.made.get(line.id)
+            if made is None:
+                out += self._flag(line) if line.id in self.design.conditions else []
+            elif isinstance(line.step.what, Loop):
+                out += self._loop(line, made)
+            elif "." in line.name or line.name.isdecimal():
+                *scopes, last = line.name.split(".")
+                inside = nested
+                for scope in scopes:
+                    inside = inside.setdefault(scope, {})
+                inside[last] = self._expression(made)
+            else:
+                out += self._attribute(line, self._expression(made))
         items: list[Expr] = []
-        for number in sorted(map(int, numbered)):
-            self.heads.add("nn.Identity")
+        for number in sorted(int(name) for name in nested if name.isdecimal()):
             items += ["nn.Identity()"] * (number - len(items))
-            items.append(self._expression(self.design.made[numbered[str(number)].id]))
-        if base == "ModuleList":
-            items = [Call("", sequence(items), "[]")]
-        return layout(Call("super().__init__", sequence(items), tall=True), 8)
+            items.append(_dictionary(nested[str(number)]))
+        for name, content in nested.items():
+            if not name.isdecimal():
+                out += layout(_dictionary(content), 8, f"self.{name} = ")
+        variables = [f"        {p.name} = {p.formula}" for p in self.design.variables]
+        if not items:
+            return ["        super().__init__()", *variables, *out] if out else []
+        arguments = sequence(items)
+        call = Call("super().__init__", arguments if base == "Sequential" else (Call("", arguments, "[]"),), tall=True)
+        return [*variables, *layout(call, 8), *out]
 
     def _attribute(self, line: Line, made: Expr) -> list[str]:
         if line.id not in self.design.conditions:
@@ -276,7 +227,7 @@ class _Writer:
             return f"make_activation({kind}, {channels[0]})"
         if made.head == "grows":
             return f"{values[0]} + i * {values[1]}"
-        head = made.head.name if isinstance(made.head, Class) else made.head.rpartition(":")[2]
+        head = made.head.name if isinstance(made.head, Class) else made.head.replace(":", ".")
         if not isinstance(made.head, Class):
             self.heads.add(made.head)
         items: list[Expr] = []
@@ -294,7 +245,7 @@ class _Writer:
 def _is_chain(cls: Class) -> bool:
     before = "#0"
     for line in cls.lines:
-        if line.inputs != (before,) or line.step.borrowed:
+        if line.inputs != (before,) or line.step.borrowed or "." in line.name or len(cls.groups[0].inputs) > 1:
             return False
         before = line.id
     numbers = [int(line.name) for line in cls.lines]
@@ -311,7 +262,7 @@ def _literal(value: Any) -> str:
 
 
 def _type(p: Parameter) -> str:
-    types = {"flag": "bool", "activation": "type[nn.Module]"}
+    types = {"flag": "bool", "step": "bool", "activation": "type[nn.Module]"}
     if p.kind in types:
         return types[p.kind]
     found = {_annotation(value) for value in p.values if value is not None and not isinstance(value, Name)}
@@ -325,11 +276,12 @@ def _annotation(value: Any) -> str:
     return type(value).__name__ if isinstance(value, bool | int | float | str) else "object"
 
 
-def _dictionary(content: Mapping[str, Any]) -> Expr:
-    """Modules of scopes that are no function of their own."""
-    items = tuple(
-        Pair(f'"{name}": ', _dictionary(value) if isinstance(value, dict) else value) for name, value in content.items()
-    )
+def _dictionary(content: Any) -> Expr:
+    """A module, or the modules of a scope by name."""
+    if not isinstance(content, dict):
+        made: Expr = content
+        return made
+    items = tuple(Pair(f'"{name}": ', _dictionary(value)) for name, value in content.items())
     return Call("nn.ModuleDict", (Call("", items, "{}"),))
 
 

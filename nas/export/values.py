@@ -72,14 +72,17 @@ class Sum:
         return self.terms[0][0] if len(self.terms) == 1 and self == Sum.of(self.terms[0][0]) else None
 
     def values(self, count: int) -> Vector:
-        """In every instance; missing where an argument is, or is no number."""
+        """In every instance: missing where an argument is, None where one is no number."""
         if (alone := self.alone) is not None:
             return alone.values
         found: Vector = []
         for i in range(count):
             terms = [(p.values[i], d, k) for p, d, k in self.terms]
-            numbers = all(isinstance(v, int) for v, _, _ in terms)
-            found.append(self.constant + sum(v // d * k for v, d, k in terms) if numbers else MISSING)
+            if any(v is MISSING for v, _, _ in terms):
+                found.append(MISSING)
+            else:
+                numbers = all(isinstance(v, int) for v, _, _ in terms)
+                found.append(self.constant + sum(v // d * k for v, d, k in terms) if numbers else None)
         return found
 
     def __add__(self, other: Sum) -> Sum:
@@ -100,6 +103,15 @@ class Sum:
         return " + ".join([*texts, str(self.constant)] if self.constant or not texts else texts)
 
 
+def quoted(value: Any) -> str:
+    """A value as Python, strings in double quotes where that needs no escapes."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(quoted, value))}{',' * (len(value) == 1)})"
+    text = repr(value)
+    plain = isinstance(value, str) and '"' not in value and text[0] == "'"
+    return f'"{text[1:-1]}"' if plain else text
+
+
 @dataclass
 class Literal:
     """The same value in every instance."""
@@ -107,16 +119,20 @@ class Literal:
     value: Any
 
     def __str__(self) -> str:
-        return repr(self.value).replace("'", '"') if isinstance(self.value, str) else repr(self.value)
+        return quoted(self.value)
 
 
 @dataclass
 class Flag:
-    """A value that is true or false. Which argument it is, or the opposite of which, is settled last."""
+    """A value that is true or false. Which argument it is, or the opposite of which, is settled last.
+
+    `kind`: `step` if it says whether a step is there, else `flag`.
+    """
 
     vector: Vector
     base: str
     line: str
+    kind: str = "flag"
     literal: bool | None = None
     parameter: Parameter | None = None
     opposite: bool = False
@@ -127,14 +143,16 @@ class Flag:
         if len(set(given)) == 1:
             self.literal = given[0]
             return
-        for opposite in (False, True):
-            vector = [v if v is MISSING else v != opposite for v in self.vector]
-            for p in parameters:
-                if p.kind == "flag" and agree(p.values, vector):
+        for p in parameters:
+            for opposite in (False, True):
+                # Steps may come together, and a bias stands where a norm does not; the rest would be coincidence.
+                related = p.kind == "step" if opposite else p.base == self.base or p.kind == self.kind == "step"
+                vector = [v if v is MISSING else v != opposite for v in self.vector]
+                if p.kind in ("flag", "step") and related and agree(p.values, vector):
                     p.take(vector)
                     self.parameter, self.opposite = p, opposite
                     return
-        self.parameter = Parameter(self.base, "flag", list(self.vector), lines=[self.line])
+        self.parameter = Parameter(self.base, self.kind, list(self.vector), lines=[self.line])
         parameters.append(self.parameter)
 
     def __str__(self) -> str:
@@ -161,22 +179,20 @@ class Condition:
         return self.template.format(*self.operands)
 
 
-def comparisons(pairs: Sequence[tuple[Parameter, Parameter]], strides: Sequence[Parameter]) -> list[Condition]:
-    """What people compare to know whether they need a layer, the simplest first."""
-    found = []
-    for a, b in pairs:
-        found += [
-            Condition("{} != {}", (a, b), lambda a, b: a != b), Condition("{} == {}", (a, b), lambda a, b: a == b)
-        ]  # fmt: skip
+def comparisons(
+    pairs: Sequence[tuple[Parameter, Parameter]], strides: Sequence[Parameter], *, equal: bool
+) -> list[Condition]:
+    """What people compare to know whether a shortcut fits (`equal`) or a layer is needed, the simplest first."""
+    sign, word = ("==", "and") if equal else ("!=", "or")
+    found = [Condition(f"{{}} {sign} {{}}", pair, lambda a, b: (a == b) is equal) for pair in pairs]
     for stride in strides:
-        for a, b in pairs:
-            found += [
-                Condition("{} != 1 or {} != {}", (stride, a, b), lambda s, a, b: s != 1 or a != b),
-                Condition("{} == 1 and {} == {}", (stride, a, b), lambda s, a, b: s == 1 and a == b),
-            ]
         found += [
-            Condition("{} != 1", (stride,), lambda s: s != 1), Condition("{} == 1", (stride,), lambda s: s == 1)
-        ]  # fmt: skip
+            Condition(
+                f"{{}} {sign} 1 {word} {{}} {sign} {{}}", (stride, *pair), lambda s, a, b: (s == 1 and a == b) is equal
+            )
+            for pair in pairs
+        ]
+        found.append(Condition(f"{{}} {sign} 1", (stride,), lambda s: (s == 1) is equal))
     return found
 
 

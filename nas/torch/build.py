@@ -114,30 +114,33 @@ _TAKEN = frozenset(
 
 
 def module_paths(graph: Graph) -> dict[str, str]:
-    """Where each node's module stands: its own name, but where Python or `nn.Module` would not take it.
+    """Where each node's module stands: at its own name, but where Python or `nn.Module` would not take it.
 
-    A part of a name that is no identifier (or number) gets underscores for the characters that do not fit; one that
-    is a keyword or an attribute of `nn.Module` (`half`, `type`) gets one behind it, and so does a node whose name is
-    also a scope. Raises GraphError if two nodes end up at one path.
+    A part of a name that is no identifier (or number) gets underscores where it does not fit; one that is a keyword or
+    an attribute of `nn.Module` (`half`, `type`) gets one behind it, and so does a node whose name is also a scope.
+    Raises GraphError if two nodes end up at one path.
     """
-    scopes = {name.rpartition(".")[0] for name in (node.name for node in graph.nodes)}
-    scopes |= {scope[:i] for scope in scopes for i, c in enumerate(scope) if c == "."}
+    plain = {node.name: ".".join(map(_part, node.name.split("."))) for node in graph.nodes}
+    scopes = {path[:i] for path in plain.values() for i, c in enumerate(path) if c == "."}
     paths: dict[str, str] = {}
     taken: dict[str, str] = {}
-    for node in graph.nodes:
-        path = ".".join(map(_part, node.name.split("."))) + ("_" if node.name in scopes else "")
+    for name, path in plain.items():
+        while path in scopes:
+            scope, dot, last = path.rpartition(".")
+            path = f"{scope}{dot}{_part(last + '_')}"
         if path in taken:
-            raise GraphError(f"nodes {taken[path]!r} and {node.name!r} are both the module {path!r}; rename one")
-        taken[path] = node.name
-        paths[node.name] = path
+            raise GraphError(f"nodes {taken[path]!r} and {name!r} are both the module {path!r}; rename one")
+        taken[path] = name
+        paths[name] = path
     return paths
 
 
 def _part(name: str) -> str:
-    if name.isdecimal() and name.isascii():
+    if re.fullmatch(r"0|[1-9][0-9]*", name):
         return name
-    name = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
-    return f"{name}_" if name in _TAKEN or keyword.iskeyword(name) or name[0].isdigit() else name
+    name = re.sub(r"\W", "_", name, flags=re.ASCII)
+    name = name if name.isidentifier() else f"_{name}"
+    return f"{name}_" if name in _TAKEN or keyword.iskeyword(name) else name
 
 
 # -- what an operation is in PyTorch -----------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class Recipe:
     Raises ConfigError if a value is out of range.
     """
 
-    epochs: int = 8
+    epochs: int = 5
     batch: int = 32
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.2

@@ -50,9 +50,10 @@ def keep_freed_memory() -> bool:
     """Make malloc reuse freed memory; return whether it could (the C library is glibc).
 
     By default glibc maps each large block afresh and unmaps it when freed: every activation of every
-    step is then paid for in page faults, half of the time of training on a CPU. So: no mapped blocks,
-    no trimming, and one arena, because the heaps of the others are too small for large blocks, which
-    matters where training runs in a thread. The price is that memory stays at its peak.
+    step is then paid for in page faults, with large batches more than half of the time on a CPU
+    (`benchmarks/training.py`). So: no mapped blocks, no trimming, and one arena, because the heaps of
+    the others are too small for large blocks, which matters where training runs in a thread. The price
+    is that memory stays at its peak.
     """
     try:
         libc = ctypes.CDLL(None)

@@ -302,7 +302,7 @@ def test_names_that_a_module_cannot_have() -> None:
     graph = g.graph(x)
     paths = module_paths(graph)
     assert [paths[node.name] for node in graph.nodes[1:]] == [
-        "half_", "class_.conv", "_steps_", "1x1_", "a_b", "block_", "block.conv", "2.weight_",
+        "half_", "class_.conv", "_steps_", "_1x1", "a_b", "block_", "block.conv", "2.weight_",
     ]  # fmt: skip
     assert [key.removesuffix(".weight") for key in build(graph).state_dict()] == list(paths.values())[1:]
     g = GraphBuilder((4, 6, 6))
