@@ -18,7 +18,9 @@ from pathlib import Path
 
 from nas.session import load
 
-FASHION = ["--time=10m", "--trials=1000", "--limit=flops=6M", "--set=evaluator.epochs=3"]
+FASHION = [
+    "--time=10m", "--trials=1000", "--limit=flops=6M", "--set=evaluator.epochs=3", "--set=evaluator.batch=64",
+]  # fmt: skip
 
 
 def main() -> int:

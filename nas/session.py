@@ -34,7 +34,12 @@ def start(config: Config, *, on_trial: OnTrial | None = None) -> Search:
     task = parts.task
     saved = {
         "config": replace(config, out=str(folder)).to_json(),
-        "task": {"data": task.data, "input_shape": list(task.input_shape), "classes": task.classes},
+        "task": {
+            "data": task.data,
+            "input_shape": list(task.input_shape),
+            "classes": task.classes,
+            "about": task.loaded.describe() if task.loaded else None,
+        },
         "versions": versions(),
     }
     run = Run.create(folder, saved)

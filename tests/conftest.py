@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+os.environ["GOMP_SPINCOUNT"] = "2000"  # as nas.cli does, before anything loads torch
 
 settings.register_profile("noisy", deadline=None)  # a busy machine is no failure
 settings.load_profile("noisy")

@@ -42,7 +42,7 @@ for case in cases["cases"]:
         with torch.no_grad():
             outputs = model(*[inputs[str(i)] for i in range(len(inputs))])
     except Exception as error:
-        sys.exit(f"{case['source']}: {type(error).__name__}: {error}")
+        sys.exit(f"{case['source']}: {type(error).__name__}: {' '.join(str(error).split())}")
     save_file({"y": outputs.contiguous()}, case["outputs"])
 """
 
@@ -66,6 +66,15 @@ def case(source: Path, weights: Path, module: nn.Module, shapes: Sequence[Sequen
         output = module.eval()(*inputs)
     module.train(was_training)
     return Case(source.resolve(), weights.resolve(), inputs, output, foreign)
+
+
+def vary(module: nn.Module) -> None:
+    """Give norms and biases values as after training, in place: those they begin with would hide a swapped layer."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point() and tensor.dim() < 2:
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.6 + 0.4)
 
 
 def check_many(cases: Sequence[Case]) -> list[float]:

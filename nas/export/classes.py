@@ -20,7 +20,7 @@ from nas.graph import Graph
 from nas.ops import Op
 
 CONV_NORM_ACT = "conv_norm_act"
-CONTAINERS = ("", "stage", "chain", "branches")  # their kind says nothing about what is inside
+CONTAINERS = ("", "stage", "chain", "branches", "wrap")  # their kind says nothing about what is inside
 OPTIONAL = 4  # steps of a class that may be missing: more flags are harder to read than two classes
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nas.architecture import Architecture
 from nas.errors import ExportError
 from nas.export import Exported
-from nas.export.check import case, check_many
+from nas.export.check import case, check_many, vary
 from nas.export.source import compose
 from nas.export.weights import fits, save
 from nas.store import write_atomically
@@ -35,8 +35,10 @@ def export(architecture: Architecture, state: Mapping[str, Tensor] | None, folde
         raise ExportError(f"{name!r} is no name for a file; use letters, digits, '-', '_' and '.'")
     graph = architecture.graph()
     module = build(graph, seed=0)
-    if state is not None:
-        fits(state, module, "the given weights")
+    if state is None:
+        vary(module)
+    else:
+        fits(state, module, "the given state")
         module.load_state_dict(state)
     source = compose(architecture, name=name)
     with tempfile.TemporaryDirectory() as scratch:

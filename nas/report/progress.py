@@ -26,7 +26,9 @@ def watch(make: Callable[[OnTrial], Search]) -> None:
     display = _Live(console) if console.is_terminal else _Lines(console)
     search = make(display.on_trial)
     path = search.store.path
-    console.print(f"run {path}", highlight=False, soft_wrap=True)
+    about = search.store.config.get("task", {}).get("about")
+    for line in (f"run {path}", *([f"data {about}"] if about else [])):
+        console.print(line, highlight=False, soft_wrap=True)
     try:
         with _interruptible(search, console), display.showing(search):
             search.run()

@@ -1,0 +1,105 @@
+"""A search from Python, and what its folder gives back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import nas
+from nas.errors import ConfigError, RunError
+from nas.search import Search
+from nas.session import fresh
+from nas.torch.loader import Batches
+from nas.torch.train import evaluate
+
+OPTIONS = {"evaluator": {"epochs": 2, "batch": 16}, "data": {"limit": 300}, "strategy": {"population": 4}}
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> Search:
+    """Four networks trained for two epochs."""
+    out = tmp_path_factory.mktemp("session") / "run"
+    made = nas.start(nas.Config(trials=4, out=str(out), options=OPTIONS))
+    made.run()
+    return made
+
+
+def test_the_best_network_comes_back_with_what_it_learned(search: Search) -> None:
+    best = nas.load(search.store.path).best("accuracy")
+    data = nas.Task.of("digits", **OPTIONS["data"]).load()
+    size = best.architecture.input_shape[1:]
+    batches = Batches(
+        data.validation, mean=data.mean, std=data.std, batch=256, device="cpu",
+        resolution=(size[0], size[1]), channels_last=True,
+    )  # fmt: skip
+    found = evaluate(best.module(weights=True), batches, device="cpu")
+    assert found["accuracy"] == pytest.approx(best.trial.metrics["accuracy"], abs=1e-6)
+    untrained = evaluate(best.module(), batches, device="cpu")
+    assert untrained["accuracy"] < found["accuracy"]
+
+
+def test_the_front_is_written_with_its_architectures(search: Search) -> None:
+    results = nas.load(search.store.path)
+    entries = json.loads(results.save_front().read_text())["front"]
+    assert [e["number"] for e in entries] == [t.number for t in results.front]
+    for entry, trial in zip(entries, results.front, strict=True):
+        assert nas.Architecture.from_json(entry["architecture"]).key() == trial.key
+
+
+def test_what_is_selected(search: Search) -> None:
+    results = nas.load(search.store.path)
+    smallest = results.select("best:flops").trial
+    assert smallest.metrics["flops"] == min(t.metrics["flops"] for t in results.front)
+    assert results.select(str(smallest.number)).trial == smallest
+    for wrong in ("worst", "99", "best:size"):
+        with pytest.raises(RunError):
+            results.select(wrong)
+    dominated = [t for t in results.trials if t not in results.front]
+    for trial in dominated:
+        with pytest.raises(RunError, match="kept no weights"):
+            results.trial(trial.number).module(weights=True)
+
+
+def test_the_run_says_how_it_was_made(search: Search) -> None:
+    saved = json.loads((search.store.path / "run.json").read_text())
+    assert saved["versions"].keys() >= {"python", "nas", "torch", "numpy"}
+    assert saved["task"]["classes"] == 10
+    assert "240 train" in saved["task"]["about"]
+    assert nas.Config.of(saved["config"]).trials == 4
+
+
+def test_extending_keeps_what_was_done(search: Search) -> None:
+    before = [t.number for t in nas.load(search.store.path).trials]
+    more = nas.resume(search.store.path, trials=5)
+    more.run()
+    assert [t.number for t in more.store.trials][: len(before)] == before
+    assert more.evaluated == 5
+
+
+def test_a_pairing_that_makes_no_sense_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
+    class Single(nas.Strategy):
+        multi_objective = False
+
+        def ask(self, n, rng, pending):  # type: ignore[no-untyped-def]
+            raise AssertionError("never asked")
+
+        def tell(self, trial):  # type: ignore[no-untyped-def]
+            raise AssertionError("never told")
+
+    import toys
+
+    toys.Single = Single  # type: ignore[attr-defined]
+    config = nas.Config(
+        strategy="toys:Single", space="nasbench-macro", evaluator="table", out=str(tmp_path / "run")
+    )
+    with pytest.raises(ConfigError, match=r"takes one objective, got accuracy,flops; .* use --strategy=evolution"):
+        nas.start(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fresh_folders_never_collide(tmp_path: Path) -> None:
+    assert fresh(tmp_path, "a:b").name == "a-b-1"
+    (tmp_path / "a-b-1").mkdir()
+    assert fresh(tmp_path, "a:b").name == "a-b-2"
