@@ -3,7 +3,7 @@
     python benchmarks/export.py [--count 100]
 
 For each space: random architectures with random weights, norms and biases as after training; the largest
-max|difference| / max|output|, and how many classes and lines a file has. Ends with an error if a difference is above 1e-5.
+max|difference| / max|output|, and how many classes and lines a file has. An error if a difference is above 1e-5.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
     *({"warmup": value} for value in (0.0, 1.0)),
     {"label_smoothing": 0.0},
     *({"clip": value} for value in (None, 5.0)),
-    {"augment": False},
+    {"augment": True},
 )
 
 

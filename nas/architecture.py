@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from nas.analysis import Analysis, cost
 from nas.blocks.base import Block, block_from_json, block_to_json
+from nas.builder import GraphBuilder
 from nas.choices import Decision, Label
 from nas.errors import SpaceError
-from nas.graph import Graph, GraphBuilder
+from nas.graph import Graph
 from nas.ops import Shape
 from nas.walk import resolve
 

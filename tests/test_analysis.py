@@ -10,7 +10,7 @@ from nas.search_spaces.mobile import mobile
 from nas import blocks as b
 from nas import ops
 from nas.analysis import Analysis, analyse, cost
-from nas.graph import GraphBuilder
+from nas.builder import GraphBuilder
 from nas.ops import Shape
 from nas.space import Space
 from nas.testing import toy_space

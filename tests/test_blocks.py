@@ -15,9 +15,9 @@ from nas import ops
 from nas.analysis import analyse, cost
 from nas.architecture import Architecture
 from nas.blocks.base import known_blocks
+from nas.builder import GraphBuilder, Ref
 from nas.choices import OneOf
 from nas.errors import GraphError, SpaceError
-from nas.graph import GraphBuilder, Ref
 
 SIZED = [  # blocks that go to a width and a stride
     b.Conv, b.MlpConv, b.Skip, b.Separable, b.InvertedResidual, b.FusedInvertedResidual, b.ShuffleUnit, b.Dense,

@@ -12,8 +12,9 @@ import pytest
 
 from nas import ops
 from nas.blocks import Branches, Chain, Conv, Head, Skip
+from nas.builder import GraphBuilder
 from nas.errors import GraphError
-from nas.graph import Graph, GraphBuilder, Node, Scope
+from nas.graph import Graph, Node, Scope
 from nas.testing import toy_space
 
 CONV = ops.Conv(4)

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from nas import ops
 from nas.blocks import Branches, Chain, Conv, Dropout, Head, Residual, Skip
+from nas.builder import GraphBuilder
 from nas.choices import OneOf, Repeat
-from nas.graph import Graph, GraphBuilder
+from nas.graph import Graph
 from nas.space import Space
 
 SHAPE = (4, 3, 3)

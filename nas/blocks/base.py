@@ -19,7 +19,8 @@ from nas.choices import is_open
 from nas.errors import GraphError, SpaceError
 
 if TYPE_CHECKING:
-    from nas.graph import Graph, GraphBuilder, Ref
+    from nas.builder import GraphBuilder, Ref
+    from nas.graph import Graph
     from nas.ops import Shape
 
 
@@ -100,7 +101,7 @@ class Block:
 
     def lower(self, *shapes: Shape) -> Graph:
         """This block alone as a graph, for inputs of the given shapes. Raises GraphError where it cannot be wired."""
-        from nas.graph import GraphBuilder
+        from nas.builder import GraphBuilder
 
         known: dict[tuple[Shape, ...], Graph] = self._memory("graphs")
         if shapes not in known:

@@ -9,7 +9,7 @@ from nas.blocks.base import Block
 from nas.errors import GraphError
 
 if TYPE_CHECKING:
-    from nas.graph import GraphBuilder, Ref
+    from nas.builder import GraphBuilder, Ref
 
 
 @dataclass(frozen=True)

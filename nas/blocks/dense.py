@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nas.blocks.base import Block, channels
 
 if TYPE_CHECKING:
-    from nas.graph import GraphBuilder, Ref
+    from nas.builder import GraphBuilder, Ref
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from nas.blocks.base import Block, channels
 from nas.blocks.conv import squeeze
 
 if TYPE_CHECKING:
-    from nas.graph import GraphBuilder, Ref
+    from nas.builder import GraphBuilder, Ref
 
 
 def shortcut(g: GraphBuilder, x: Ref, y: Ref, stride: int, kind: str, norm: str) -> Ref:

@@ -233,6 +233,8 @@ def _rolled(steps: list[Step], output: Value) -> list[Step]:
         last = next((s for s in steps if type(s.what) is ops.Concat and s.inputs == values), None)
         if match is None or last is None or len(layers) < 3:
             continue
+        if any(step.name.startswith(match[1]) and step not in layers for step in steps if step.is_module):
+            continue  # the loop finds its layers by how their names begin
         inner = [*layers, *joins]
         if all(reader in (*inner, last) for step in inner for reader in readers[step.output]) and all(
             step.output != output for step in inner

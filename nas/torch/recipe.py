@@ -45,8 +45,8 @@ class Recipe:
         label_smoothing: share of the target that is spread over all classes.
         clip: largest norm of the gradient of all parameters together; None does not clip. It is what
             networks without norms need to survive the learning rate.
-        augment: random shifts and mirroring, which help from about eight epochs on and hurt below; for whoever makes the batches, as is `batch`. Below about
-            six epochs training is better without.
+        augment: random shifts and mirroring; for whoever makes the batches, as is `batch`. Below about six
+            epochs training is better without.
         precision: of the forward pass; "auto" is float32 on a CPU, and on a GPU bfloat16 or, where that
             is not in hardware, float16.
         channels_last: memory format of activations and weights.

@@ -121,7 +121,7 @@ def test_export_without_weights_writes_no_weights(architecture: Architecture, tm
 def test_export_refuses_other_weights_and_writes_nothing(architecture: Architecture, tmp_path: Path) -> None:
     state = architecture.module().state_dict()
     state.pop("stem.conv.weight")
-    with pytest.raises(ExportError, match="the given state lacks 'stem.conv.weight'"):
+    with pytest.raises(ExportError, match=r"the given state lacks 'stem\.conv\.weight'"):
         export(architecture, state, tmp_path, "small")
     with pytest.raises(ExportError, match="is no name for a file"):
         export(architecture, None, tmp_path, "../small")

@@ -24,11 +24,12 @@ from nas import blocks as b
 from nas import ops
 from nas.analysis import analyse
 from nas.architecture import Architecture
+from nas.builder import GraphBuilder, Ref
 from nas.choices import OneOf, Repeat
 from nas.errors import ExportError
 from nas.export.check import vary
 from nas.export.source import compose, source
-from nas.graph import Graph, GraphBuilder, Node, Ref, Scope
+from nas.graph import Graph, Node, Scope
 from nas.space import Space
 from nas.torch.build import build
 
@@ -329,6 +330,18 @@ def test_a_scope_with_two_outputs(files: Path) -> None:
     left, right = g.conv("both.left", 0, 4), g.conv("both.right", 0, 4)
     text = check(g.graph(g.mul("mul", g.activation("act", left), right)), files, "two")
     assert "self.both = nn.ModuleDict(" in text
+
+
+def test_a_loop_beside_other_modules(files: Path) -> None:
+    chain = b.Chain(stem=b.Conv(8), a=b.Dense(16, layers=4, stride=2), c=b.Dense(32, layers=3))
+    text = check(chain.lower((3, 16, 16)), files, "loops")
+    assert 'if name.startswith("layer"):' in text
+    g = GraphBuilder((4, 6, 6))
+    values = [0]
+    for i in range(3):
+        values.append(g.conv_norm_act(f"layer{i}", g.concat(f"concat{i}", *values), 2))
+    graph = g.graph(g.conv("layers", g.concat("concat", *values), 4))
+    assert "for " not in check(graph, files, "no_loop")  # `layers` begins like the layers
 
 
 def test_a_network_that_is_a_list(files: Path) -> None:

@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas import blocks as b
 from nas import ops
 from nas.analysis import analyse
+from nas.builder import GraphBuilder
 from nas.choices import OneOf, Repeat
 from nas.errors import GraphError, PluginError
-from nas.graph import Graph, GraphBuilder
+from nas.graph import Graph
 from nas.space import Space
 from nas.torch.build import build, module_paths
 
