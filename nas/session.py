@@ -34,12 +34,7 @@ def start(config: Config, *, on_trial: OnTrial | None = None) -> Search:
     task = parts.task
     saved = {
         "config": replace(config, out=str(folder)).to_json(),
-        "task": {
-            "data": task.data,
-            "input_shape": list(task.input_shape),
-            "classes": task.classes,
-            "about": task.loaded.describe() if task.loaded else None,
-        },
+        "task": _described(task),
         "versions": versions(),
     }
     run = Run.create(folder, saved)
@@ -48,6 +43,16 @@ def start(config: Config, *, on_trial: OnTrial | None = None) -> Search:
     except BaseException:
         run.discard()
         raise
+
+
+def _described(task: Task) -> dict[str, Any]:
+    """What a network's user must know of the data: written to `run.json`, and into exported files."""
+    facts: dict[str, Any] = {"data": task.data, "input_shape": list(task.input_shape), "classes": task.classes}
+    data = task.loaded
+    if data is not None:
+        facts |= {"about": data.describe(), "class_names": list(data.class_names)}
+        facts |= {"mean": list(data.mean), "std": list(data.std)}
+    return facts
 
 
 def resume(

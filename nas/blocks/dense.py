@@ -44,7 +44,7 @@ class DenseBlock(Block):
 
 @dataclass(frozen=True)
 class Dense(Block):
-    """A dense block that ends at a given width and stride, to stand in a list of options beside other blocks.
+    """A dense block that ends at a given width and stride.
 
     Layers of `width / (2 * layers)` channels are concatenated to the input, then a 1x1 convolution goes to `width`.
     """

@@ -45,7 +45,7 @@ class InceptionModule(Block):
 
 @dataclass(frozen=True)
 class Inception(Block):
-    """An inception block that ends at a given width and stride, to stand beside other blocks.
+    """An inception block that ends at a given width and stride.
 
     Branches take a quarter, a half, an eighth and an eighth of the width. `factorised` replaces each kernel k by
     1 x k then k x 1 (Szegedy et al. 2015).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,21 @@ def export_run(run: Path, which: str = "best", folder: Path | None = None, name:
     from nas.export.weights import read
     from nas.session import load
 
-    found = load(run).select(which)
+    results = load(run)
+    found = results.select(which)
     state = read(found.weights)[0] if found.weights else None
-    return export(found.architecture, state, folder or run / "export", name or found.architecture.name)
+    notes = _notes(results.run.config["task"], found.trial.metrics if state else {})
+    return export(found.architecture, state, folder or run / "export", name or found.architecture.name, notes)
+
+
+def _notes(task: Mapping[str, Any], metrics: Mapping[str, float]) -> list[str]:
+    """How images were prepared, what the classes are, and what the network reached."""
+    notes = []
+    if "mean" in task:
+        mean, std = (", ".join(f"{v:.4f}" for v in task[name]) for name in ("mean", "std"))
+        notes.append(f"Pixels were scaled to 0..1, then normalised: mean ({mean}), standard deviation ({std}).")
+    if "class_names" in task and len(task["class_names"]) <= 100:
+        notes.append(f"Classes: {', '.join(task['class_names'])}.")
+    if "accuracy" in metrics:
+        notes.append(f"Validation accuracy with the weights of the search: {metrics['accuracy']:.4f}.")
+    return notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -19,7 +19,10 @@ from nas.store import write_atomically
 from nas.torch.build import build
 
 
-def export(architecture: Architecture, state: Mapping[str, Tensor] | None, folder: str | Path, name: str) -> Exported:
+def export(
+    architecture: Architecture, state: Mapping[str, Tensor] | None, folder: str | Path, name: str,
+    notes: Sequence[str] = (),
+) -> Exported:  # fmt: skip
     """Write `<name>.py`, and trained weights as `<name>.safetensors`, and check that they compute what the module does.
 
     Args:
@@ -27,6 +30,7 @@ def export(architecture: Architecture, state: Mapping[str, Tensor] | None, folde
         state: its trained weights; None: the file is checked with random ones, which are not kept.
         folder: made if it is not there.
         name: of the files and, in camel case, of the network's class.
+        notes: what else its user must know, for the file's docstring.
 
     Raises ExportError for weights of another network, a name that is no file name, or a file that computes something
     else than the module; nothing is written then.
@@ -40,7 +44,7 @@ def export(architecture: Architecture, state: Mapping[str, Tensor] | None, folde
     else:
         fits(state, module, "the given state")
         module.load_state_dict(state)
-    source = compose(architecture, name=name)
+    source = compose(architecture, name=name, notes=notes)
     with tempfile.TemporaryDirectory() as scratch:
         script, weights = Path(scratch) / f"{name}.py", Path(scratch) / f"{name}.safetensors"
         script.write_text(source.text, encoding="utf-8")

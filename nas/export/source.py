@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 from nas.analysis import analyse
@@ -44,7 +46,7 @@ def source(network: Architecture | Graph, *, name: str) -> str:
     return compose(network, name=name).text
 
 
-def compose(network: Architecture | Graph, *, name: str) -> Source:
+def compose(network: Architecture | Graph, *, name: str, notes: Sequence[str] = ()) -> Source:
     """As `source`, with the name of the network's class and what the file imports besides torch."""
     graph = network.graph() if isinstance(network, Architecture) else network
     classes = Classes(Tree(graph, module_paths(graph)).root(), graph)
@@ -59,14 +61,14 @@ def compose(network: Architecture | Graph, *, name: str) -> Source:
     foreign = sorted(head for head in used if ":" in head)
     root = classes.root.name
     code = [*helpers, *bodies, "", "", *_load(root), ""]
-    head = [*_docstring(network, graph, name), "", *_imports(foreign, any("Tensor" in line for line in code))]
+    head = [*_docstring(network, graph, name, notes), "", *_imports(foreign, any("Tensor" in line for line in code))]
     return Source("\n".join([*head, *code]), root, tuple(foreign))
 
 
 # -- parts of the file -------------------------------------------------------------------------------------------------
 
 
-def _docstring(network: Architecture | Graph, graph: Graph, name: str) -> list[str]:
+def _docstring(network: Architecture | Graph, graph: Graph, name: str, notes: Sequence[str]) -> list[str]:
     costs = analyse(graph)
     name = re.sub(r"[^\w .+-]", "_", name)
     shapes = [", ".join(map(str, ("N", *graph.shapes[i]))) for i in graph.inputs]
@@ -78,6 +80,7 @@ def _docstring(network: Architecture | Graph, graph: Graph, name: str) -> list[s
         f"Input: float images ({'), ('.join(shapes)}). Output: ({result}).",
         f"Parameters: {costs.params:,}. FLOPs for one image: {costs.flops:,}, where a multiply-add",
         "of a convolution or linear layer counts 1 and everything else 0.",
+        *[line for note in notes for line in wrap(re.sub(r'[\\"]', "_", note), 80)],
         "",
         f'    model = load("{name}.safetensors")',
         "",

@@ -46,7 +46,8 @@ def save_front(results: Results, path: Path) -> Path:
         axes.xaxis.set_major_formatter(lambda value, _: format_number(value))
         axes.legend(frameon=False, loc="lower right")
     axes.set_ylabel(_LABELS.get(first, first))
-    axes.set_title(f"{results.config.space}, {results.config.strategy}, {results.config.data}", loc="left", fontsize=10)
+    judged = results.run.config["task"]["data"] or results.config.evaluator
+    axes.set_title(f"{results.config.space}, {results.config.strategy}, {judged}", loc="left", fontsize=10)
     axes.grid(color="#e6eaee", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

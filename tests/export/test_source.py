@@ -335,13 +335,13 @@ def test_a_scope_with_two_outputs(files: Path) -> None:
 def test_a_loop_beside_other_modules(files: Path) -> None:
     chain = b.Chain(stem=b.Conv(8), a=b.Dense(16, layers=4, stride=2), c=b.Dense(32, layers=3))
     text = check(chain.lower((3, 16, 16)), files, "loops")
-    assert 'if name.startswith("layer"):' in text
+    assert "for name, layer in self.named_children():" in text
     g = GraphBuilder((4, 6, 6))
     values = [0]
     for i in range(3):
         values.append(g.conv_norm_act(f"layer{i}", g.concat(f"concat{i}", *values), 2))
     graph = g.graph(g.conv("layers", g.concat("concat", *values), 4))
-    assert "for " not in check(graph, files, "no_loop")  # `layers` begins like the layers
+    assert "named_children" not in check(graph, files, "no_loop")  # `layers` begins like the layers
 
 
 def test_a_network_that_is_a_list(files: Path) -> None:
