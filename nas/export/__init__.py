@@ -28,7 +28,7 @@ def export_run(run: Path, which: str = "best", folder: Path | None = None, name:
         run: the run's folder.
         which: `best`, `best:METRIC` or a trial's number.
         folder: where to write; by default `export` in the run's folder.
-        name: of the files; by default that of the architecture.
+        name: of the files; by default that of the architecture, as Python can import it.
 
     Raises RunError if there is no such trial, ExportError if the file cannot be written or computes something else.
     """
@@ -39,8 +39,9 @@ def export_run(run: Path, which: str = "best", folder: Path | None = None, name:
     results = load(run)
     found = results.select(which)
     state = read(found.weights)[0] if found.weights else None
+    name = name or found.architecture.name.replace("-", "_")  # a file that Python can import
     notes = _notes(results.run.config["task"], found.trial.metrics if state else {})
-    return export(found.architecture, state, folder or run / "export", name or found.architecture.name, notes)
+    return export(found.architecture, state, folder or run / "export", name, notes)
 
 
 def _notes(task: Mapping[str, Any], metrics: Mapping[str, float]) -> list[str]:
