@@ -1,10 +1,10 @@
 """Conformance tests for plug-ins, ours and third parties'. Subclass, define `make`, run with pytest.
 
-    from nas.testing import StrategyConformance
+from nas.testing import StrategyConformance
 
-    class TestMine(StrategyConformance):
-        def make(self, space, objectives, limits):
-            return Mine(space, objectives, limits)
+class TestMine(StrategyConformance):
+    def make(self, space, objectives, limits):
+        return Mine(space, objectives, limits)
 """
 
 from __future__ import annotations
@@ -248,9 +248,7 @@ class EvaluatorConformance:
     def _evaluate(self, evaluator: Evaluator, architecture: Architecture, folder: Path) -> dict[str, float]:
         folder.mkdir(exist_ok=True)
         report = Report(lambda epoch, metrics: None)
-        return dict(
-            evaluator.evaluate(architecture, seed=0, budget=evaluator.budget, workdir=folder, report=report)
-        )
+        return dict(evaluator.evaluate(architecture, seed=0, budget=evaluator.budget, workdir=folder, report=report))
 
     def test_gives_the_metrics_it_declares(self, opened: Evaluator, tmp_path: Path) -> None:
         assert opened.metrics

@@ -91,9 +91,7 @@ def test_a_pairing_that_makes_no_sense_is_an_error_before_anything_is_written(tm
     import toys
 
     toys.Single = Single  # type: ignore[attr-defined]
-    config = nas.Config(
-        strategy="toys:Single", space="nasbench-macro", evaluator="table", out=str(tmp_path / "run")
-    )
+    config = nas.Config(strategy="toys:Single", space="nasbench-macro", evaluator="table", out=str(tmp_path / "run"))
     with pytest.raises(ConfigError, match=r"takes one objective, got accuracy,flops; .* use --strategy=evolution"):
         nas.start(config)
     assert not (tmp_path / "run").exists()

@@ -149,5 +149,3 @@ class _Live:
         self._progress.update(
             self._task, total=search.plan.trials, completed=search.evaluated, description=_status(search)
         )
-
-

@@ -109,9 +109,7 @@ class Batches:
         state = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
         generator = torch.Generator(self.device).manual_seed(int(state[0]))
         order = torch.randperm(count, generator=generator, device=self.device)
-        top, left = (
-            torch.randint(2 * pad + 1, (count,), generator=generator, device=self.device) for pad in self._pad
-        )
+        top, left = (torch.randint(2 * pad + 1, (count,), generator=generator, device=self.device) for pad in self._pad)
         flip = torch.rand(count, generator=generator, device=self.device) < (0.5 if self.augment.flip else 0)
         for start in range(0, len(self) * self.batch, self.batch):
             part = slice(start, start + self.batch)

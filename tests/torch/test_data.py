@@ -514,9 +514,7 @@ def test_cameras_held_upright(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(data.train.images[0, 0], torch.from_numpy(np.rot90(image, -1).copy()))
 
 
-def test_each_file_is_opened_twice_and_decoded_only_if_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_file_is_opened_twice_and_decoded_only_if_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 2 * CHUNK + 10
     write_folder(tmp_path / "set", *make(count, classes=2))
     opened: list[str] = []

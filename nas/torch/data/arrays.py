@@ -109,9 +109,7 @@ def _read_idx_file(path: Path, dimensions: int) -> Bytes:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def from_arrays(
-    where: str, parts: Mapping[str, tuple[Array, Array]], class_names: Sequence[str] | None = None
-) -> Raw:
+def from_arrays(where: str, parts: Mapping[str, tuple[Array, Array]], class_names: Sequence[str] | None = None) -> Raw:
     """Check images and labels as they come, and bring them to bytes (N, C, H, W) and classes 0..K-1.
 
     Without `class_names`, the classes are the distinct training labels in order: 1..26 is as good as 0..25.

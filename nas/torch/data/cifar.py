@@ -37,9 +37,7 @@ LAYOUTS = (
     ),
     _Layout("meta", {"train": ("train",), "test": ("test",)}, labels="fine_labels", names="fine_label_names"),
 )
-FILES = frozenset(
-    name for layout in LAYOUTS for names in (*layout.parts.values(), (layout.meta,)) for name in names
-)
+FILES = frozenset(name for layout in LAYOUTS for names in (*layout.parts.values(), (layout.meta,)) for name in names)
 
 
 class _Array:
