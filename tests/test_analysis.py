@@ -142,7 +142,7 @@ def test_only_what_is_new_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         space.architecture(neighbour).analysis  # noqa: B018
     calls: list[object] = []
     monkeypatch.setattr("nas.analysis.analyse", calls.append)
-    monkeypatch.setattr("nas.graph.GraphBuilder.graph", lambda *a: calls.append(a))
+    monkeypatch.setattr("nas.builder.GraphBuilder.graph", lambda *a: calls.append(a))
     for neighbour in neighbours:
         space.architecture(neighbour).body._memory("costs").clear()
         assert space.architecture(neighbour).analysis.flops > 0
