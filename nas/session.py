@@ -16,6 +16,7 @@ from nas.architecture import Architecture
 from nas.config import Config
 from nas.errors import ConfigError, NasError, RunError
 from nas.evaluator import Evaluator, Task
+from nas.ops import Shape
 from nas.plugins import check_options, defaults_of, find, make_evaluator, make_space, make_strategy
 from nas.search import Plan, Search
 from nas.space import Space
@@ -29,6 +30,8 @@ OnTrial = Callable[[Search, Trial], None]
 
 def start(config: Config, *, on_trial: OnTrial | None = None) -> Search:
     """A new search in a new run folder, ready to `run`. Raises NasError for what is wrong with the configuration."""
+    if Path(config.data).exists():
+        config = replace(config, data=str(Path(config.data).resolve()))  # so that it can be resumed from anywhere
     parts = _Parts(config)
     folder = Path(config.out) if config.out else fresh(RUNS, f"{config.space}-{config.strategy}")
     task = parts.task
@@ -66,7 +69,14 @@ def resume(
             config = replace(config, trials=trials)
         if time is not None:
             config = replace(config, time=time)
-        return _Parts(config).search(run, on_trial)
+        parts = _Parts(config)
+        shape, classes = _task_of(run)
+        if (parts.task.input_shape, parts.task.classes) != (shape, classes):
+            raise RunError(
+                f"run {path} searched networks for {classes} classes of {shape} images; {config.data} now has "
+                f"{parts.task.classes} classes of {parts.task.input_shape}: put the old data back, or start a new run"
+            )
+        return parts.search(run, on_trial)
     except BaseException:
         run.close()
         raise
@@ -145,8 +155,17 @@ def _metrics(evaluator: Evaluator) -> tuple[Metric, ...]:
 def _config(run: Run) -> Config:
     try:
         return Config.of(run.config["config"])
-    except KeyError:
+    except (KeyError, TypeError):
         raise RunError(f"{run.path / 'run.json'} has no configuration; was it written by another program?") from None
+
+
+def _task_of(run: Run) -> tuple[Shape, int]:
+    """Input shape and number of classes that a run is about."""
+    try:
+        task = run.config["task"]
+        return tuple(int(n) for n in task["input_shape"]), int(task["classes"])
+    except (KeyError, TypeError, ValueError):
+        raise RunError(f"{run.path / 'run.json'} does not say what the data are; was it edited?") from None
 
 
 class Results:
@@ -170,9 +189,7 @@ class Results:
     @property
     def space(self) -> Space:
         """The space that was searched."""
-        task = self.run.config["task"]
-        shape = tuple(task["input_shape"])
-        return make_space(self.config.space, shape, task["classes"], self.config.option("space"))
+        return make_space(self.config.space, *_task_of(self.run), self.config.option("space"))
 
     def best(self, metric: str | None = None) -> Found:
         """The front's best trial by a metric (by default the first objective). Raises RunError if there is none."""

@@ -97,6 +97,22 @@ def test_a_pairing_that_makes_no_sense_is_an_error_before_anything_is_written(tm
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_wrong_with_a_run_is_named(search: Search, tmp_path: Path) -> None:
+    saved = json.loads((search.store.path / "run.json").read_text())
+    for key, message in (("config", "has no configuration"), ("task", "does not say what the data are")):
+        folder = tmp_path / key
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({name: value for name, value in saved.items() if name != key}))
+        with pytest.raises(RunError, match=message):
+            nas.resume(folder)
+    other = tmp_path / "other"
+    other.mkdir()
+    task = {**saved["task"], "input_shape": [3, 32, 32]}
+    (other / "run.json").write_text(json.dumps({**saved, "task": task}))
+    with pytest.raises(RunError, match=r"put the old data back, or start a new run"):
+        nas.resume(other)
+
+
 def test_fresh_folders_never_collide(tmp_path: Path) -> None:
     assert fresh(tmp_path, "a:b").name == "a-b-1"
     (tmp_path / "a-b-1").mkdir()
