@@ -25,6 +25,9 @@ from nas.trial import Limit, Objective, Proposal, Result, Trial, format_number
 FUTILE = 1000
 """Proposals in a row that need no evaluation (infeasible, known already) before a search gives up."""
 
+WAITING = 8
+"""Proposals of networks that are being evaluated, after which nothing more is asked until one is done."""
+
 RETRIES = 2
 """How often a trial is started again after its worker was lost."""
 
@@ -137,7 +140,7 @@ class Search:
         self._tidy()
 
     def _fill(self) -> None:
-        while self._room():
+        while self._room() and not self._stuck():
             rng = np.random.default_rng([self.plan.seed, self.store.proposals])
             pending = [asked.proposal for asked in self.store.asked.values()]
             proposals = self.strategy.ask(self._room(), rng, pending)
@@ -145,6 +148,11 @@ class Search:
                 raise SpaceError(f"strategy {type(self.strategy).__name__} proposed nothing; ask returns at least one")
             for proposal in proposals:
                 self._propose(proposal)
+
+    def _stuck(self) -> bool:
+        """Whether to wait for running trials because nothing else than them is proposed any more."""
+        waiting = sum(map(len, self._waiting.values()))
+        return bool(self._running) and (waiting >= WAITING or self._futile >= FUTILE)
 
     def _room(self) -> int:
         """How many evaluations to start now."""
@@ -214,6 +222,7 @@ class Search:
         metrics = {**job.architecture.metrics(), **result.metrics} if result.state in ("ok", "stopped") else {}
         violations = {limit.metric: v for limit in self.plan.limits if (v := limit.violation(metrics)) > 0}
         del self._running[asked.key]
+        self._futile = 0
         trial = Trial(
             state=result.state, metrics=metrics, budget=result.budget, seconds=result.seconds, worker=result.worker,
             error=result.error, violations=violations, key=asked.key, **_common(asked),
@@ -247,7 +256,7 @@ class Search:
         self._futile += 1
         if self._futile < FUTILE or self._running:
             return
-        if self.space.size() <= 100_000 and self._exhausted():
+        if self.space.size() <= 10_000 and self._exhausted():
             self.stop("every feasible architecture of the space has been evaluated")
             self._futile = 0
             return

@@ -296,6 +296,15 @@ def test_the_same_network_asked_twice_at_once_is_evaluated_once(tmp_path: Path) 
     assert {t.number: t.duplicate_of for t in trials} == {0: None, 1: 0, 2: None}
 
 
+def test_workers_without_work_wait_for_the_others(tmp_path: Path) -> None:
+    evaluator = Toy()
+    search = make(tmp_path / "run", space=WIDTHS, trials=50, executor=lambda report: Parallel(evaluator, report))
+    trials = finish(search)
+    assert evaluator.evaluated == 3
+    assert sum(t.evaluated for t in trials) == 3
+    assert "every feasible architecture" in (search.stopped or "")
+
+
 def test_a_lost_worker_is_retried_twice_and_then_recorded(tmp_path: Path) -> None:
     search = make(tmp_path / "run", executor=lambda report: Parallel(Toy(), report, [1, 2, 2, 2]), trials=6)
     trials = {t.number: t for t in finish(search)}

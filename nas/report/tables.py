@@ -55,6 +55,8 @@ def print_run(results: Results, *, everything: bool = False) -> None:
     ]
     columns = ["trial", *(["state"] if everything else []), *names, *(["remark"] if everything else [])]
     _table(columns, rows)
+    if "flops" in names:
+        print("flops: multiply-adds of convolutions and linear layers, one image")
 
 
 def _why(trial: Trial, everything: bool) -> list[str]:
