@@ -36,9 +36,11 @@ def search(
     trial_timeout: Annotated[str | None, typer.Option(help="Time per trial, such as 90s.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random. [default: 0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ... [default: auto]")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of torch on the CPU. [default: one per core]")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch. [default: one per core, 1 for images up to 16x16]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: a fresh one under runs/]")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with any of these; flags override it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file; flags override it.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Option of a plug-in, such as strategy.population=32.")
     ] = None,

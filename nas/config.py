@@ -29,7 +29,7 @@ class Config:
         trial_timeout: the same, per trial.
         seed: of everything random.
         device: `auto`, `cpu`, `cuda`, ...
-        threads: of torch on the CPU; 0 for one per core.
+        threads: of torch on the CPU; 0 for one per core, and one alone for images up to 16x16.
         out: the run folder; None for a fresh one under `runs/`.
         options: per section (`space`, `strategy`, `evaluator`, `data`) the options that `--set` sets.
 
@@ -63,8 +63,10 @@ class Config:
                 raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value}")
         for name in ("objectives", "limits"):
             value = getattr(self, name)
-            parts = value.split(",") if isinstance(value, str) else list(value)
+            parts = value.split(",") if isinstance(value, str) else list(_expect(name, value, Sequence))
             put(name, tuple(str(_expect(name, part, str)).strip() for part in parts))
+        if self.out is not None:
+            _expect("out", self.out, str)
         if not self.objectives:
             raise ConfigError("objectives: expected at least one, such as accuracy,flops")
         for name in ("time", "trial_timeout"):
@@ -154,6 +156,6 @@ def parse_seconds(name: str, value: Any) -> float | None:
 
 def _expect(name: str, value: Any, kind: type[Any]) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        word = {str: "text", int: "a whole number", Mapping: "a table"}.get(kind, kind.__name__)
+        word = {str: "text", int: "a whole number", Mapping: "a table", Sequence: "a list"}.get(kind, kind.__name__)
         raise ConfigError(f"{name}: expected {word}, got {value!r}")
     return value

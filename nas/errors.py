@@ -7,6 +7,9 @@ traceback, and end the process with exit code 2.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class NasError(Exception):
     """Root of all errors raised on purpose by this package."""
@@ -62,6 +65,18 @@ class TimedOut(EvaluationError):
     """The trial used up its time."""
 
     state = "timed_out"
+
+
+@contextmanager
+def plugin_errors(plugin: object) -> Iterator[None]:
+    """What a plug-in raises that is no NasError becomes a PluginError of one line, caused by it."""
+    try:
+        yield
+    except (NasError, Stop):
+        raise
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PluginError(f"{type(plugin).__module__}:{type(plugin).__qualname__} failed: {what}") from error
 
 
 class Stop(Exception):

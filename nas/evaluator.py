@@ -6,11 +6,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.architecture import Architecture
-from nas.errors import PluginError, TimedOut
+from nas.errors import Diverged, PluginError, TimedOut
 from nas.ops import Shape
 from nas.trial import Metric
 
@@ -68,8 +69,11 @@ class Report:
         self.metrics: Mapping[str, float] = {}
 
     def __call__(self, epoch: float, metrics: Mapping[str, float]) -> None:
-        self.budget, self.metrics = epoch, dict(metrics)
-        self._send(epoch, self.metrics)
+        self.budget, self.metrics = float(epoch), {name: float(value) for name, value in metrics.items()}
+        wild = [name for name, value in self.metrics.items() if not isfinite(value)]
+        if wild:
+            raise Diverged(f"the metric {wild[0]!r} became {self.metrics[wild[0]]} at epoch {epoch:g}")
+        self._send(self.budget, self.metrics)
         if self.remaining is not None and self.remaining <= 0:
             raise TimedOut(f"the time limit of {self.timeout:g} s was reached after {epoch:g} epochs")
 

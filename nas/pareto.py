@@ -43,7 +43,8 @@ def crowding(values: Array) -> Array:
 
 def front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
     """The non-dominated trials among those that are `ok` and break no limit; best first objective first."""
-    complete = [t for t in trials if t.ok and t.duplicate_of is None and not t.violations]
+    names = {o.metric for o in objectives}
+    complete = [t for t in trials if t.ok and t.duplicate_of is None and not t.violations and names <= t.metrics.keys()]
     if not complete:
         return []
     values = costs(complete, objectives)

@@ -104,7 +104,7 @@ def make_evaluator(name: str, options: Mapping[str, Any]) -> Evaluator:
 
 def check_options(target: Callable[..., Any], options: Mapping[str, Any], what: str, prefix: str, *, skip: int) -> None:
     """Raises PluginError for an option that `target` does not take; its first `skip` parameters are not options."""
-    known = list(inspect.signature(target).parameters)[skip:]
+    known = list(_signature(target).parameters)[skip:]
     for name in options:
         if name not in known:
             close = get_close_matches(name, known, 1)
@@ -114,8 +114,17 @@ def check_options(target: Callable[..., Any], options: Mapping[str, Any], what: 
 
 def defaults_of(target: Callable[..., Any]) -> Mapping[str, Any]:
     """Default values of a function's parameters."""
-    parameters = inspect.signature(target).parameters.values()
+    parameters = _signature(target).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _signature(target: Any) -> inspect.Signature:
+    try:
+        return inspect.signature(target)
+    except (TypeError, ValueError):
+        raise PluginError(
+            f"{target!r} is a {type(target).__name__}, expected a class or function of ours or yours"
+        ) from None
 
 
 def reference_names() -> list[str]:

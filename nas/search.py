@@ -6,7 +6,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nas import pareto
-from nas.errors import GraphError, SpaceError
+from nas.errors import GraphError, SpaceError, plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, Job, OnReport, Outcome
 from nas.space import Space
@@ -143,7 +143,8 @@ class Search:
         while self._room() and not self._stuck():
             rng = np.random.default_rng([self.plan.seed, self.store.proposals])
             pending = [asked.proposal for asked in self.store.asked.values()]
-            proposals = self.strategy.ask(self._room(), rng, pending)
+            with plugin_errors(self.strategy):
+                proposals = self.strategy.ask(self._room(), rng, pending)
             if not proposals:
                 raise SpaceError(f"strategy {type(self.strategy).__name__} proposed nothing; ask returns at least one")
             for proposal in proposals:
@@ -220,6 +221,14 @@ class Search:
                 return
             result = Result("failed", error=f"{result.error or 'the worker was lost'} ({RETRIES + 1} times)")
         metrics = {**job.architecture.metrics(), **result.metrics} if result.state in ("ok", "stopped") else {}
+        wanted = [o.metric for o in self.plan.objectives] if result.state == "ok" else []
+        missing = [name for name in wanted if name not in metrics]
+        if missing:
+            given = ", ".join(result.metrics) or "nothing"
+            result = replace(
+                result, state="failed", error=f"there is no metric {missing[0]!r}; the evaluator gave {given}"
+            )
+            metrics = {}
         violations = {limit.metric: v for limit in self.plan.limits if (v := limit.violation(metrics)) > 0}
         del self._running[asked.key]
         self._futile = 0
@@ -243,7 +252,8 @@ class Search:
 
     def _learn(self, trial: Trial) -> None:
         """What telling changes in memory: the same when a run goes on as when it is replayed."""
-        self.strategy.tell(trial)
+        with plugin_errors(self.strategy):
+            self.strategy.tell(trial)
         if not trial.evaluated:
             return
         self.evaluated += 1
@@ -282,7 +292,10 @@ class Search:
         low: dict[str, float] = defaultdict(lambda: inf)
         high: dict[str, float] = defaultdict(lambda: -inf)
         for genotype in islice(iter(lambda: self.space.sample(rng), None), 200):
-            metrics = self.space.architecture(genotype).metrics()
+            try:
+                metrics = self.space.architecture(genotype).metrics()
+            except GraphError:
+                continue
             for limit in self._exact:
                 low[limit.metric] = min(low[limit.metric], metrics[limit.metric])
                 high[limit.metric] = max(high[limit.metric], metrics[limit.metric])
@@ -302,8 +315,7 @@ class Search:
         running = set(self.store.asked)
         folders = self.store.path / "trials"
         for folder in sorted(folders.iterdir()) if folders.is_dir() else ():
-            number = int(folder.name)
-            if number in running:
+            if not folder.name.isdecimal() or (number := int(folder.name)) in running:
                 continue
             weights = folder / "weights.safetensors"
             if number in kept and weights.exists():
@@ -312,9 +324,12 @@ class Search:
                 weights.replace(target)
             if not (folder / "error.txt").exists():
                 shutil.rmtree(folder)
+            else:
+                for file in folder.glob("checkpoint*"):
+                    file.unlink()
         saved = self.store.path / "weights"
         for file in saved.glob("*.safetensors") if saved.is_dir() else ():
-            if int(file.stem) not in kept:
+            if file.stem.isdecimal() and int(file.stem) not in kept:
                 file.unlink()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from nas import pareto
 from nas.architecture import Architecture
 from nas.config import Config
-from nas.errors import ConfigError, NasError, RunError
+from nas.errors import ConfigError, NasError, RunError, plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.ops import Shape
 from nas.plugins import check_options, defaults_of, find, make_evaluator, make_space, make_strategy
@@ -76,6 +76,8 @@ def resume(
                 f"run {path} searched networks for {classes} classes of {shape} images; {config.data} now has "
                 f"{parts.task.classes} classes of {parts.task.input_shape}: put the old data back, or start a new run"
             )
+        if config != _config(run):
+            run.configure({**run.config, "config": config.to_json()})  # it is this that the next resume goes on with
         return parts.search(run, on_trial)
     except BaseException:
         run.close()
@@ -142,7 +144,8 @@ def _task(config: Config, evaluator: Evaluator) -> Task:
 
         options = config.option("data")
         check_options(load, options, "data", "data", skip=1)
-        return Task.of(config.data, **options)
+        with plugin_errors(load):
+            return Task.of(config.data, **options)
     # The space's own defaults say what it is for; an evaluator without data has no images to ask.
     defaults = defaults_of(find("search_spaces", config.space))
     return Task(None, defaults.get("input_shape", (3, 32, 32)), defaults.get("classes", 10))

@@ -67,15 +67,19 @@ class Run:
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> Run:
         """Make a new run folder and open it for writing. Raises RunError if it holds a run already."""
-        if (path / "run.json").exists():
-            raise RunError(f"{path} already holds a run; resume it with `nas resume {path}` or choose another --out")
+        run = cls(path, config)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_atomically(path / "run.json", json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
+            run._lock()
+            if (path / "run.json").exists() or (path / "trials.jsonl").stat().st_size:
+                run.close()
+                raise RunError(
+                    f"{path} already holds a run; resume it with `nas resume {path}` or choose another --out"
+                )
+            run.configure(config)
         except OSError as error:
+            run.close()
             raise RunError(f"run folder {path}: {error.strerror}; choose one that can be written with --out") from None
-        run = cls(path, config)
-        run._lock()
         return run
 
     @classmethod
@@ -87,7 +91,7 @@ class Run:
             raise RunError(f"{path} is not a run folder (no run.json); `nas list` shows the runs there are") from None
         except (OSError, ValueError) as error:
             raise RunError(f"{path / 'run.json'} cannot be read: {error}") from None
-        version = config.get("format")
+        version = config.get("format") if isinstance(config, dict) else None
         if not isinstance(version, int) or version > FORMAT:
             raise RunError(f"{path / 'run.json'}: format {version!r}, this version reads up to {FORMAT}; upgrade nas")
         run = cls(path, config)
@@ -118,6 +122,11 @@ class Run:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Write `run.json` anew."""
+        self.config = {**config, "format": FORMAT}
+        write_atomically(self.path / "run.json", json.dumps(self.config, indent=2) + "\n")
 
     def discard(self) -> None:
         """Close, and take away a folder in which nothing has happened yet."""
@@ -167,7 +176,7 @@ class Run:
     def _append(self, event: Mapping[str, Any], *, sync: bool = True) -> None:
         if self._file is None:
             raise RunError(f"run {self.path} is open for reading only")
-        line = json.dumps(event, allow_nan=False, separators=(",", ":"), default=dict).encode() + b"\n"
+        line = json.dumps(event, allow_nan=False, separators=(",", ":"), default=_plain).encode() + b"\n"
         at = self._file.seek(0, os.SEEK_END)
         try:
             while line:  # the file is not buffered, so a full disk shows here and not when it is closed
@@ -257,6 +266,11 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and torch, and mappings that are no dictionaries, as JSON knows them."""
+    return value.item() if hasattr(value, "item") else dict(value)
 
 
 def find_runs(folder: Path) -> Sequence[Path]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from functools import cached_property
 from math import inf
 from typing import ClassVar
 
@@ -47,26 +48,25 @@ class Strategy(ABC):
         """Learn from a finished proposal, whatever its state; called once per proposal. The only mutator."""
 
 
-@dataclass(frozen=True)
 class Candidate:
     """A genotype with what is known of it before any evaluation.
 
-    `key` is None, and `costs` empty, for an architecture that cannot be built.
+    `costs` are empty for an architecture that cannot be built. Costs take microseconds; `key` builds the graph, and is
+    computed when first asked for.
     """
 
-    genotype: Genotype
-    key: str | None
-    costs: Mapping[str, float]
+    def __init__(self, space: Space, genotype: Genotype) -> None:
+        self.genotype = genotype
+        self._architecture = space.architecture(genotype)
+        self.costs: Mapping[str, float] = {}
+        with suppress(GraphError):
+            self.costs = self._architecture.metrics()
 
-    @classmethod
-    def of(cls, space: Space, genotype: Genotype) -> Candidate:
-        """Build the architecture's graph and count."""
-        architecture = space.architecture(genotype)
-        try:
-            return cls(genotype, architecture.key(), architecture.metrics())
-        except GraphError:
-            return cls(genotype, None, {})
+    @cached_property
+    def key(self) -> str | None:
+        """Structural hash, None if the architecture cannot be built."""
+        return self._architecture.key() if self.costs else None
 
     def excess(self, limits: Sequence[Limit]) -> float:
         """How far it is outside the limits, relative to their bounds; infinite if it cannot be built."""
-        return inf if self.key is None else sum(limit.violation(self.costs) for limit in limits)
+        return sum(limit.violation(self.costs) for limit in limits) if self.costs else inf

@@ -16,8 +16,14 @@ from nas.space import Space
 from nas.strategy import Candidate, Strategy
 from nas.trial import Limit, Objective, Proposal, Trial
 
+WORK = 400
+"""Architectures that are looked at for one proposal, at most."""
+
+PATIENCE = 20
+"""Mutations without progress towards the limits, after which a candidate is given up."""
+
 TRIES = 100
-"""Draws before a source of candidates counts as exhausted."""
+"""Mutations of parents that are drawn for one child that is new."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,11 @@ class Evolution(Strategy):
         return asked
 
     def _propose(self, rng: np.random.Generator, pending: Sequence[Proposal]) -> _Child:
-        waiting = [Candidate.of(self.space, p.genotype) for p in pending]
+        waiting = [Candidate(self.space, p.genotype) for p in pending]
         taken = self._told.union(c.key for c in waiting if c.key)
 
         def sample() -> _Child:
-            return _Child(Candidate.of(self.space, self.space.sample(rng)))
+            return _Child(Candidate(self.space, self.space.sample(rng)))
 
         if len(self._archive) + len(pending) < self.population or len(self._archive) < 2:
             candidates = self._candidates(self.pool if self._known.any() else 1, sample, taken, rng)
@@ -108,21 +114,23 @@ class Evolution(Strategy):
     def _candidates(
         self, count: int, make: Callable[[], _Child], taken: set[str], rng: np.random.Generator
     ) -> list[_Child]:
-        """Up to `count` candidates that are new and within the limits; those outside are mutated down to them."""
+        """Up to `count` candidates that are new and within the limits; those outside are mutated down to them.
+
+        Looks at `WORK` architectures at most: where hardly anything is new or feasible, it returns with what it has.
+        """
         found: list[_Child] = []
-        for _ in range(TRIES * count):
+        left = WORK
+        while left > 0 and len(found) < count:
             child = make()
-            excess = child.candidate.excess(self._limits)
-            for _ in range(TRIES if excess else 0):
-                step = Candidate.of(self.space, self.space.mutate(child.genotype, rng))
-                if (less := step.excess(self._limits)) <= excess:
+            excess, idle, left = child.candidate.excess(self._limits), 0, left - 1
+            while excess and left > 0 and idle < PATIENCE:
+                step = Candidate(self.space, self.space.mutate(child.genotype, rng))
+                less, left = step.excess(self._limits), left - 1
+                idle = 0 if less < excess else idle + 1
+                if less <= excess:
                     child, excess = _Child(step, child.note), less
-                if not excess:
-                    break
             if not excess and child.candidate.key not in taken:
                 found.append(child)
-                if len(found) == count:
-                    break
         return found
 
     def _parents(self) -> NDArray[np.int64]:
@@ -136,7 +144,7 @@ class Evolution(Strategy):
         genotype = self.space.crossover(self._archive[a], self._archive[b], rng)
         if rng.random() < self.mutation:
             genotype = self.space.mutate(genotype, rng)
-        candidate = Candidate.of(self.space, genotype)
+        candidate = Candidate(self.space, genotype)
         return _Child(candidate, {"parents": [a, b], "expected": self._inherited(candidate, a, b)})
 
     def _inherited(self, candidate: Candidate, a: int, b: int) -> list[float]:
@@ -215,7 +223,7 @@ class RegularizedEvolution(Strategy):
                 genotype = self.space.sample(rng)
             else:
                 genotype = self.space.mutate(self._winner(rng), rng)
-            candidate = Candidate.of(self.space, genotype)
+            candidate = Candidate(self.space, genotype)
             if candidate.key not in self._told and not candidate.excess(self.limits):
                 return genotype
         return genotype

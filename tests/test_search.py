@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nas.strategies.evolution import Evolution
 from nas.strategies.random import Random
 from toys import Missing, Toy
 
 from nas.architecture import Architecture
 from nas.blocks import Chain, Conv, Head, Skip
 from nas.choices import OneOf
-from nas.errors import NasError, SpaceError, Stop
+from nas.errors import NasError, PluginError, SpaceError, Stop
 from nas.evaluator import Evaluator, Report, Task
 from nas.executors.base import Executor, Job, OnReport, Outcome, run_job
 from nas.executors.local import Local
@@ -23,7 +24,7 @@ from nas.space import Space
 from nas.store import Run
 from nas.strategy import Strategy
 from nas.testing import ACCURACY, FLOPS, toy_space
-from nas.trial import Limit, Proposal, Result, Trial
+from nas.trial import Limit, Proposal, Result, Trial, parse_objectives
 
 TASK = Task(None, (3, 16, 16), 10)
 BOTH = (ACCURACY, FLOPS)
@@ -337,3 +338,51 @@ def test_the_journal_is_plain_json_lines(tmp_path: Path) -> None:
     lines = (tmp_path / "run/trials.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     assert [e["event"] for e in events] == ["asked", "report", "report", "report", "told"] * 2
+
+
+def test_an_objective_that_nobody_measures_fails_the_trial_and_not_the_search(tmp_path: Path) -> None:
+    objectives = (ACCURACY, parse_objectives("speed:max", [])[0])
+    trials = finish(make(tmp_path / "run", objectives=objectives, trials=2))
+    assert [t.state for t in trials] == ["failed"] * 2
+    assert trials[0].error == "there is no metric 'speed'; the evaluator gave accuracy"
+
+
+def test_evolution_gives_up_too_where_nothing_is_feasible(tmp_path: Path) -> None:
+    search = make(tmp_path / "run", strategy=Evolution, limits=(Limit("flops", 10, exact=True),))
+    fails(search, SpaceError, r"1000 proposals in a row")
+
+
+def test_a_full_disk_leaves_the_trial_to_be_evaluated_again(tmp_path: Path) -> None:
+    class Full(Toy):
+        def evaluate(self, *arguments: object, **keywords: object) -> Mapping[str, float]:
+            raise OSError(28, "No space left on device", "checkpoint")
+
+    fails(make(tmp_path / "run", evaluator=Full(), trials=1), OSError, "No space left")
+    assert len(Run.open(tmp_path / "run").asked) == 1
+    assert [t.state for t in finish(make(tmp_path / "run", trials=1))] == ["ok"]
+
+
+def test_what_a_strategy_raises_is_one_line(tmp_path: Path) -> None:
+    class Broken(Random):
+        def ask(self, n: int, rng: np.random.Generator, pending: Sequence[Proposal]) -> list[Proposal]:
+            raise KeyError("mine")
+
+    fails(make(tmp_path / "run", strategy=Broken), PluginError, r"Broken failed: KeyError: 'mine'")
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    class Numpy(Random):
+        def ask(self, n: int, rng: np.random.Generator, pending: Sequence[Proposal]) -> list[Proposal]:
+            return [Proposal(p.genotype, {"drawn": np.int64(3)}) for p in super().ask(n, rng, pending)]
+
+    finish(make(tmp_path / "run", strategy=Numpy, trials=2))
+    assert [t.note for t in Run.open(tmp_path / "run").trials if t.evaluated] == [{"drawn": 3}] * 2
+
+
+def test_files_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
+    finish(make(tmp_path / "run", trials=2))
+    stray = tmp_path / "run/trials/.DS_Store"
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_text("x")
+    finish(make(tmp_path / "run", trials=3))
+    assert stray.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 import traceback
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nas.architecture import Architecture
-from nas.errors import EvaluationError, NasError, Stop
+from nas.errors import EvaluationError, NasError, RunError, Stop
 from nas.evaluator import Evaluator, Report
 from nas.trial import Result, State
 
@@ -91,10 +92,16 @@ def run_job(evaluator: Evaluator, job: Job, on_report: OnReport) -> Result:
         return result("stopped", report.metrics)
     except EvaluationError as error:
         return result(cast(State, error.state), {}, str(error))
+    except RunError:  # the run folder cannot be written: no fault of the network, which stays to be evaluated
+        raise
     except NasError as error:
         return result("failed", {}, str(error))
     except MemoryError as error:
         return result("out_of_memory", {}, str(error) or "the process is out of memory")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        return result("failed", {}, f"{type(error).__name__}: {error}")
     except Exception as error:  # a plug-in may raise anything; one bad network must not end the search
         (job.workdir / "error.txt").write_text(traceback.format_exc())
         return result("failed", {}, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
+from nas.errors import plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, Job, OnReport, Outcome, run_job
 
@@ -24,7 +25,8 @@ class Local(Executor):
         self._evaluator = evaluator
         self._on_report = on_report
         self._jobs: deque[Job] = deque()
-        evaluator.open(task, device=device, threads=threads)
+        with plugin_errors(evaluator):
+            evaluator.open(task, device=device, threads=threads)
 
     @property
     def capacity(self) -> int:

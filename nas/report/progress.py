@@ -28,12 +28,12 @@ def watch(make: Callable[[OnTrial], Search]) -> None:
     path = search.store.path
     about = search.store.config.get("task", {}).get("about")
     for line in (f"run {path}", *([f"data {about}"] if about else [])):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     try:
         with _interruptible(search, console), display.showing(search):
             search.run()
     except KeyboardInterrupt:
-        console.print(f"stopped; go on with: nas resume {path}", highlight=False, soft_wrap=True)
+        console.print(f"stopped; go on with: nas resume {path}", highlight=False, markup=False, soft_wrap=True)
         raise
     _finish(search, console)
 
@@ -41,7 +41,13 @@ def watch(make: Callable[[OnTrial], Search]) -> None:
 def _finish(search: Search, console: Console) -> None:
     path = search.store.path
     if search.stopped:
-        console.print(f"ended early: {search.stopped}; go on with: nas resume {path}", highlight=False, soft_wrap=True)
+        more = " with a larger --time" if search.stopped == "the time is up" else ""
+        console.print(
+            f"ended early: {search.stopped}; go on with: nas resume {path}{more}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     results = load(path)
     tables.print_run(results)
     if not results.front:
@@ -51,8 +57,8 @@ def _finish(search: Search, console: Console) -> None:
         )
     results.save_front()
     picture = plot.save_front(results, path / "front.png")
-    console.print(f"front  {picture}", highlight=False, soft_wrap=True)
-    console.print(f"next   nas export {path} --arch best", highlight=False, soft_wrap=True)
+    console.print(f"front  {picture}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"next   nas export {path} --arch best", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -63,7 +69,7 @@ def _interruptible(search: Search, console: Console) -> Iterator[None]:
         if search.stopped is not None:
             raise KeyboardInterrupt
         search.stop("interrupted")
-        console.print("finishing the running trial; Ctrl-C again stops now", highlight=False)
+        console.print("finishing the running trial; Ctrl-C again stops now", highlight=False, markup=False)
 
     before = signal.signal(signal.SIGINT, handle)
     try:
@@ -139,7 +145,7 @@ class _Live:
 
     def on_trial(self, search: Search, trial: Trial) -> None:
         if trial.evaluated and not trial.ok:
-            self._progress.console.print(_line(search, trial), highlight=False)
+            self._progress.console.print(_line(search, trial), highlight=False, markup=False)
         now = time.monotonic()
         if trial.evaluated or now - self._shown > 0.2:  # infeasible proposals come by the thousand
             self._shown = now

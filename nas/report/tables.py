@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nas.analysis import cost
 from nas.architecture import Architecture
@@ -36,7 +37,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         numeric = rows and all(isinstance(row[i], int | float) for row in rows if row[i] is not None)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*["" if v is None else v if isinstance(v, str) else format_number(v) for v in row])
+        cells = ["" if v is None else v if isinstance(v, str) else format_number(v) for v in row]
+        table.add_row(*map(Text, cells))  # text, never markup: error messages may have brackets
     Console(width=None if sys.stdout.isatty() else 240).print(table, highlight=False)
 
 

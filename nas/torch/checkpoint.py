@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nas.errors import EvaluationError
+from nas.errors import EvaluationError, RunError
 
 FORMAT = 1
 LARGEST_SHARE = 0.05  # of the time, spent on writing
@@ -56,7 +56,7 @@ class Checkpoint:
         """Write the state after so many epochs, unless it is there already.
 
         Unless it must be `now`, wait until the last writing is a small share of the time since.
-        Raises EvaluationError if it cannot be written.
+        Raises RunError if it cannot be written.
         """
         start = time.monotonic()
         is_due = self._cost <= LARGEST_SHARE * (start - self._saved_at)
@@ -71,6 +71,6 @@ class Checkpoint:
             temporary.replace(self.path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise EvaluationError(f"{self.path}: cannot write the checkpoint: {error}") from error
+            raise RunError(f"{self.path}: {error.strerror or error}; free some space, then resume the run") from error
         self._epochs_saved, self._saved_at = epochs, time.monotonic()
         self._cost = self._saved_at - start

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nas.errors import EvaluationError
+from nas.errors import EvaluationError, RunError
 from nas.torch import checkpoint as module
 from nas.torch.checkpoint import Checkpoint
 
@@ -76,14 +76,14 @@ def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", torn)
-    with pytest.raises(EvaluationError, match="No space left on device"):
+    with pytest.raises(RunError, match="No space left on device"):
         checkpoint.save(2, state, now=True)
     assert [file.name for file in tmp_path.iterdir()] == ["c"]
     assert torch.equal(read(path)["weights"], torch.arange(4.0))
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="cannot write the checkpoint"):
+    with pytest.raises(RunError, match="No such file or directory"):
         Checkpoint(tmp_path / "absent" / "c", {}).save(1, state, now=True)
 
 
