@@ -34,10 +34,42 @@ def search(
     trials: Annotated[int | None, typer.Option(help="Architectures to evaluate. [default: 36]")] = None,
     time: Annotated[str | None, typer.Option(help="Time for the whole search, such as 10m.")] = None,
     trial_timeout: Annotated[str | None, typer.Option(help="Time per trial, such as 90s.")] = None,
+    rungs: Annotated[
+        str | None, typer.Option(help="Epochs at which only the best go on, such as 1,3,9.", show_default=False)
+    ] = None,
+    eta: Annotated[float | None, typer.Option(help="Of which 1/eta go on at each rung. [default: 3]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random. [default: 0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ... [default: auto]")] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch. [default: one per core, 1 for images up to 16x16]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Architectures evaluated at once, by Ray.", rich_help_panel="Ray")
+    ] = None,
+    cpus_per_trial: Annotated[
+        float | None, typer.Option(help="[default: this machine's, shared out]", rich_help_panel="Ray")
+    ] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(help="Such as 1, or 0.25 for four trials on one GPU.", rich_help_panel="Ray")
+    ] = None,
+    prepare_gpus: Annotated[
+        float | None,
+        typer.Option(help="Of the long job before the first trial. [default: as per trial]", rich_help_panel="Ray"),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A cluster's host:port, or auto to find it.", rich_help_panel="Ray")
+    ] = None,
+    wait: Annotated[
+        str | None, typer.Option(help="For a cluster to grow until it holds a worker.", rich_help_panel="Ray")
+    ] = None,
+    runtime_env: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file: what workers need.", rich_help_panel="Ray")
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="local, ray or tune. [default: as needed]", rich_help_panel="Ray")
+    ] = None,
+    verbose: Annotated[
+        bool | None, typer.Option("--verbose", help="Show Ray's own log.", rich_help_panel="Ray")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: a fresh one under runs/]")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; flags override it.")] = None,
@@ -53,7 +85,10 @@ def search(
     given: dict[str, Any] = {
         "space": space, "strategy": strategy, "evaluator": evaluator, "data": data, "objectives": objectives,
         "limits": tuple(limit) if limit else None, "trials": trials, "time": time, "trial_timeout": trial_timeout,
-        "seed": seed, "device": device, "threads": threads, "out": None if out is None else str(out),
+        "rungs": rungs, "eta": eta, "seed": seed, "device": device, "threads": threads, "workers": workers,
+        "cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "prepare_gpus": prepare_gpus,
+        "address": address, "wait": wait, "runtime_env": None if runtime_env is None else str(runtime_env),
+        "executor": executor, "verbose": verbose, "out": None if out is None else str(out),
     }  # fmt: skip
     settings = Config.load(config, given, set_ or ())
     watch(lambda on_trial: start(settings, on_trial=on_trial))

@@ -13,6 +13,7 @@ from typing import Any, Self
 from nas.errors import ConfigError
 
 SECTIONS = ("space", "strategy", "evaluator", "data")
+EXECUTORS = ("auto", "local", "ray", "tune")
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,18 @@ class Config:
         time: seconds, or text such as `10m`; None for no limit.
         trial_timeout: the same, per trial.
         seed: of everything random.
+        rungs, eta: epochs at which all but the best 1/eta of the trials end, such as `1,3,9`; empty for full training.
         device: `auto`, `cpu`, `cuda`, ...
-        threads: of torch on the CPU; 0 for one per core, and one alone for images up to 16x16.
+        threads: of torch on the CPU; 0 for one per core of the worker, and one alone for images up to 16x16.
+        executor: `auto`, `local` (this process), `ray` (a pool of workers) or `tune` (trials of Ray Tune).
+        workers: how many architectures are evaluated at once.
+        cpus_per_trial: None to share out this machine's.
+        gpus_per_trial: may be a fraction.
+        prepare_gpus: of a strategy's or evaluator's long job before the first trial; None for those of a trial.
+        address: of a Ray cluster, `host:port` or `auto`; None for this machine alone.
+        wait: how long to wait for a cluster to grow until it holds a worker.
+        runtime_env: a YAML or JSON file that says what Ray's workers need.
+        verbose: show Ray's log.
         out: the run folder; None for a fresh one under `runs/`.
         options: per section (`space`, `strategy`, `evaluator`, `data`) the options that `--set` sets.
 
@@ -45,9 +56,20 @@ class Config:
     trials: int = 36
     time: float | None = None
     trial_timeout: float | None = None
+    rungs: tuple[float, ...] = ()
+    eta: float = 3.0
     seed: int = 0
     device: str = "auto"
     threads: int = 0
+    executor: str = "auto"
+    workers: int = 1
+    cpus_per_trial: float | None = None
+    gpus_per_trial: float = 0.0
+    prepare_gpus: float | None = None
+    address: str | None = None
+    wait: float | None = None
+    runtime_env: str | None = None
+    verbose: bool = False
     out: str | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -55,21 +77,34 @@ class Config:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        for name in ("space", "strategy", "evaluator", "data", "device"):
+        for name in ("space", "strategy", "evaluator", "data", "device", "executor"):
             _expect(name, getattr(self, name), str)
-        for name, least in (("trials", 1), ("seed", 0), ("threads", 0)):
+        for name, least in (("trials", 1), ("seed", 0), ("threads", 0), ("workers", 1)):
             value = _expect(name, getattr(self, name), int)
             if value < least:
                 raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value}")
+        for name in ("cpus_per_trial", "gpus_per_trial", "prepare_gpus", "eta"):
+            amount = getattr(self, name)
+            if amount is not None and (not isinstance(amount, int | float) or isinstance(amount, bool) or amount < 0):
+                raise ConfigError(f"{name}: expected a number of at least 0, got {amount!r}")
+        if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise ConfigError(
+                f"gpus_per_trial: expected a fraction of one GPU or a whole number, got {self.gpus_per_trial}"
+            )
+        put("rungs", _numbers("rungs", self.rungs))
+        if self.executor not in EXECUTORS:
+            raise ConfigError(f"executor: expected one of {', '.join(EXECUTORS)}, got {self.executor!r}")
+        _expect("verbose", self.verbose, bool)
         for name in ("objectives", "limits"):
             value = getattr(self, name)
             parts = value.split(",") if isinstance(value, str) else list(_expect(name, value, Sequence))
             put(name, tuple(str(_expect(name, part, str)).strip() for part in parts))
-        if self.out is not None:
-            _expect("out", self.out, str)
+        for name in ("out", "address", "runtime_env"):
+            if getattr(self, name) is not None:
+                _expect(name, getattr(self, name), str)
         if not self.objectives:
             raise ConfigError("objectives: expected at least one, such as accuracy,flops")
-        for name in ("time", "trial_timeout"):
+        for name in ("time", "trial_timeout", "wait"):
             put(name, parse_seconds(name, getattr(self, name)))
         for section, values in _expect("options", self.options, Mapping).items():
             if section not in SECTIONS:
@@ -105,6 +140,14 @@ class Config:
     def to_json(self) -> dict[str, Any]:
         """Plain data, for `run.json`."""
         return asdict(self)
+
+    @property
+    def runs_on(self) -> str:
+        """The executor: in this process unless something asks for more."""
+        if self.executor != "auto":
+            return self.executor
+        is_more = self.workers > 1 or self.address or self.gpus_per_trial or self.cpus_per_trial
+        return "ray" if is_more else "local"
 
     def option(self, section: str) -> Mapping[str, Any]:
         """Options of one section."""
@@ -152,6 +195,15 @@ def parse_seconds(name: str, value: Any) -> float | None:
     if seconds <= 0:
         raise ConfigError(f"{name}: expected a time such as 90s, 10m or 2h, got {value!r}")
     return seconds
+
+
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    """Of `1,3,9` or a list of numbers. Raises ConfigError."""
+    parts = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    try:
+        return tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}: expected numbers such as 1,3,9, got {value!r}") from None
 
 
 def _expect(name: str, value: Any, kind: type[Any]) -> Any:

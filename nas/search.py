@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 import time
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from math import inf
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nas import pareto
-from nas.errors import GraphError, SpaceError, plugin_errors
+from nas import keep, pareto, reach
+from nas.errors import GraphError, SpaceError, Stop, plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, Job, OnReport, Outcome
+from nas.fidelity import Halving
 from nas.space import Space
 from nas.store import Asked, Run
 from nas.strategy import Strategy
-from nas.trial import Limit, Objective, Proposal, Result, Trial, format_number
+from nas.trial import Limit, Objective, Proposal, Result, Trial
 
 FUTILE = 1000
 """Proposals in a row that need no evaluation (infeasible, known already) before a search gives up."""
@@ -41,6 +41,7 @@ class Plan:
         trials: proposals to evaluate; infeasible ones and duplicates do not count.
         seconds: wall-clock time after which no trial is started, None for no limit.
         trial_timeout: seconds per trial, None for no limit.
+        rungs, eta: epochs at which all but the best 1/eta of the trials end (`nas.fidelity`); none for full training.
         seed: all randomness of the run comes from it.
     """
 
@@ -49,6 +50,8 @@ class Plan:
     trials: int = 50
     seconds: float | None = None
     trial_timeout: float | None = None
+    rungs: tuple[float, ...] = ()
+    eta: float = 3.0
     seed: int = 0
 
 
@@ -82,9 +85,11 @@ class Search:
         self._known: dict[str, Trial] = {}  # key to the trial that evaluated it
         self._running: dict[str, int] = {}  # key to the number of the trial being evaluated
         self._waiting: defaultdict[str, list[Asked]] = defaultdict(list)  # the same network, asked again meanwhile
+        self._halving = Halving(plan.rungs, plan.eta, plan.objectives)
+        self._durations: list[float] = []  # of evaluated trials (s), sorted
         self._futile = 0
         self._started = time.monotonic()
-        self._earlier = sum(trial.seconds for trial in run.trials)
+        self._earlier = max((trial.elapsed for trial in run.trials), default=0.0)
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
@@ -109,18 +114,26 @@ class Search:
         self._executor.close()
         return self.front
 
-    def prepare(self, task: Task, *, device: str) -> None:
-        """Run what the strategy and the evaluator want done once before the first trial (`prepare`)."""
-        for name, plugin in (("strategy", self.strategy), ("evaluator", self.evaluator)):
-            function: Any = getattr(plugin, "prepare", None)
-            if function is not None:
-                folder = self.store.path / "prepare" / name
-                folder.mkdir(parents=True, exist_ok=True)
+    def prepare(self, task: Task, *, device: str, resources: Mapping[str, float] | None = None) -> None:
+        """What comes before the first trial: the plug-ins' own `prepare` as one long job, and open workers.
 
-                def job(function: Any = function, folder: Any = folder) -> Any:
-                    return function(task, folder, seed=self.plan.seed, device=device, report=lambda *_: None)
-
-                self._executor.run_once(job, {}).result()
+        Args:
+            task, device: passed on.
+            resources: of the long job, such as `{"GPU": 1}`; an executor without other machines ignores them.
+        """
+        try:
+            for name, plugin in (("strategy", self.strategy), ("evaluator", self.evaluator)):
+                if hasattr(plugin, "prepare"):
+                    folder = self.store.path / "prepare" / name
+                    folder.mkdir(parents=True, exist_ok=True)
+                    job = _Preparation(plugin, task, folder, self.plan.seed, device)
+                    # Set from outside: the job may have run on a copy of the plug-in, on another machine.
+                    target: Any = plugin
+                    target.prepared = self._executor.run_once(job, resources or {}).result()
+            self._executor.start()
+        except BaseException:
+            self._executor.close(now=True)
+            raise
 
     def stop(self, reason: str) -> None:
         """Ask for nothing more; running trials are finished."""
@@ -135,9 +148,24 @@ class Search:
         """Tell the journal again, and start again what had been asked and not told."""
         for trial in self.store.trials:
             self._learn(trial)
+        if self.plan.rungs:
+            self._recall()
         for asked in list(self.store.asked.values()):
             self._start(asked)
-        self._tidy()
+        keep.everything(self.store, {trial.number for trial in self.front})
+
+    def _recall(self) -> None:
+        """Report to the halving what the journal says was reported, in its order."""
+        exact = {trial.number: trial.metrics for trial in self.store.trials if "flops" in trial.metrics}
+        genotypes = {t.number: t.genotype for t in self.store.trials if t.number not in exact}
+        genotypes |= {asked.number: asked.proposal.genotype for asked in self.store.asked.values()}
+        for number, genotype in genotypes.items():
+            if number in self.store.curves:
+                exact[number] = self.space.architecture(genotype).metrics()
+        for _, event in self.store.events():
+            if event["event"] == "report":
+                number = event["number"]
+                self._halving.report(number, event["epoch"], {**exact[number], **event["metrics"]})
 
     def _fill(self) -> None:
         while self._room() and not self._stuck():
@@ -167,8 +195,8 @@ class Search:
     def _late(self) -> bool:
         """Whether a typical trial would not end in time."""
         assert self.plan.seconds is not None
-        done = [trial.seconds for trial in self.store.trials if trial.evaluated]
-        return self.seconds + (float(np.median(done)) if done else 0.0) > self.plan.seconds
+        typical = self._durations[len(self._durations) // 2] if self._durations else 0.0
+        return self.seconds + typical > self.plan.seconds
 
     # -- one proposal ------------------------------------------------------------------------------------------
 
@@ -206,10 +234,13 @@ class Search:
     def _job(self, asked: Asked) -> Job:
         architecture = self.space.architecture(asked.proposal.genotype)
         workdir = self.store.workdir(asked.number)
-        return Job(asked.number, architecture, asked.seed, asked.budget, workdir, self.plan.trial_timeout)
+        timeout, rungs = self.plan.trial_timeout, self.plan.rungs
+        return Job(asked.number, architecture, asked.seed, asked.budget, workdir, timeout, rungs)
 
     def _report(self, job: Job, epoch: float, metrics: Mapping[str, float]) -> None:
         self.store.report(job.number, epoch, metrics)
+        if not self._halving.report(job.number, epoch, {**job.architecture.metrics(), **metrics}):
+            raise Stop(f"not among the best 1/{self.plan.eta:g} at epoch {epoch:g}")
 
     def _finish(self, outcome: Outcome) -> None:
         job, result = outcome.job, outcome.result
@@ -241,10 +272,13 @@ class Search:
             self._tell(_copy(trial, _common(again)))
 
     def _tell(self, trial: Trial) -> None:
+        trial = replace(trial, elapsed=round(self.seconds, 3))
         self.store.tell(trial)
+        before = {t.number for t in self.front}
         self._learn(trial)
         if trial.evaluated:
-            self._tidy()
+            front = {t.number for t in self.front}
+            keep.after(self.store, trial.number, front, before - front)
         else:
             self._count_futile()
         if self._on_trial is not None:
@@ -257,6 +291,7 @@ class Search:
         if not trial.evaluated:
             return
         self.evaluated += 1
+        insort(self._durations, trial.seconds)
         self._known[trial.key] = trial
         self.front = pareto.front([*self.front, trial], self.plan.objectives)
 
@@ -266,71 +301,32 @@ class Search:
         self._futile += 1
         if self._futile < FUTILE or self._running:
             return
-        if self.space.size() <= 10_000 and self._exhausted():
+        if reach.exhausted(self.space, self._known, self._exact):
             self.stop("every feasible architecture of the space has been evaluated")
             self._futile = 0
             return
         raise SpaceError(
-            f"{FUTILE} proposals in a row were infeasible or known already; {self._range()}; "
+            f"{FUTILE} proposals in a row were infeasible or known already; "
+            f"{reach.describe(self.space, self._known, self._exact, self.plan.seed)}; "
             "loosen the limits, choose a larger space, or ask for fewer trials"
         )
 
-    def _exhausted(self) -> bool:
-        for genotype in self.space.enumerate():
-            architecture = self.space.architecture(genotype)
-            try:
-                metrics, key = architecture.metrics(), architecture.key()
-            except GraphError:
-                continue
-            if key not in self._known and not any(limit.violation(metrics) for limit in self._exact):
-                return False
-        return True
 
-    def _range(self) -> str:
-        """Smallest and largest value of each limited metric among random architectures."""
-        rng = np.random.default_rng(self.plan.seed)
-        low: dict[str, float] = defaultdict(lambda: inf)
-        high: dict[str, float] = defaultdict(lambda: -inf)
-        for genotype in islice(iter(lambda: self.space.sample(rng), None), 200):
-            try:
-                metrics = self.space.architecture(genotype).metrics()
-            except GraphError:
-                continue
-            for limit in self._exact:
-                low[limit.metric] = min(low[limit.metric], metrics[limit.metric])
-                high[limit.metric] = max(high[limit.metric], metrics[limit.metric])
-        if not low:
-            return f"the space has {self.space.size():,} genotypes, {len(self._known)} networks were evaluated"
-        return "of 200 random architectures " + ", ".join(
-            f"{name} is {format_number(low[name])} to {format_number(high[name])} (limit {limit.bound:g})"
-            for limit in self._exact
-            for name in (limit.metric,)
-        )
+@dataclass(frozen=True)
+class _Preparation:
+    """A plug-in's `prepare` as a job that can be sent to another process."""
 
-    # -- weights -----------------------------------------------------------------------------------------------
+    plugin: Any
+    task: Task
+    folder: Path
+    seed: int
+    device: str
 
-    def _tidy(self) -> None:
-        """Keep the trained weights of the front, drop those of trials outside it and the folders of ended trials."""
-        kept = {trial.number for trial in self.front}
-        running = set(self.store.asked)
-        folders = self.store.path / "trials"
-        for folder in sorted(folders.iterdir()) if folders.is_dir() else ():
-            if not folder.name.isdecimal() or (number := int(folder.name)) in running:
-                continue
-            weights = folder / "weights.safetensors"
-            if number in kept and weights.exists():
-                target = self.store.weights(number)
-                target.parent.mkdir(exist_ok=True)
-                weights.replace(target)
-            if not (folder / "error.txt").exists():
-                shutil.rmtree(folder)
-            else:
-                for file in folder.glob("checkpoint*"):
-                    file.unlink()
-        saved = self.store.path / "weights"
-        for file in saved.glob("*.safetensors") if saved.is_dir() else ():
-            if file.stem.isdecimal() and int(file.stem) not in kept:
-                file.unlink()
+    def __call__(self) -> Any:
+        with plugin_errors(self.plugin):
+            return self.plugin.prepare(
+                self.task, self.folder, seed=self.seed, device=self.device, report=lambda *_: None
+            )
 
 
 def _common(asked: Asked) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from nas.architecture import Architecture
 from nas.config import Config
 from nas.errors import ConfigError, NasError, RunError, plugin_errors
 from nas.evaluator import Evaluator, Task
+from nas.executors.base import Executor, OnReport
+from nas.fidelity import check_rungs
 from nas.ops import Shape
 from nas.plugins import check_options, defaults_of, find, make_evaluator, make_space, make_strategy
 from nas.search import Plan, Search
@@ -32,6 +34,8 @@ def start(config: Config, *, on_trial: OnTrial | None = None) -> Search:
     """A new search in a new run folder, ready to `run`. Raises NasError for what is wrong with the configuration."""
     if Path(config.data).exists():
         config = replace(config, data=str(Path(config.data).resolve()))  # so that it can be resumed from anywhere
+    if config.runtime_env:
+        config = replace(config, runtime_env=str(Path(config.runtime_env).resolve()))
     parts = _Parts(config)
     folder = Path(config.out) if config.out else fresh(RUNS, f"{config.space}-{config.strategy}")
     task = parts.task
@@ -109,33 +113,66 @@ class _Parts:
                 f"strategy {config.strategy!r} takes one objective, got {','.join(config.objectives)}; "
                 "give one with --objectives, or use --strategy=evolution"
             )
-        self.plan = Plan(objectives, limits, config.trials, config.time, config.trial_timeout, config.seed)
+        rungs = check_rungs(config.rungs, config.eta, self.evaluator.budget)
+        self.plan = Plan(
+            objectives,
+            limits,
+            trials=config.trials,
+            seconds=config.time,
+            trial_timeout=config.trial_timeout,
+            rungs=rungs,
+            eta=config.eta,
+            seed=config.seed,
+        )
 
     def search(self, run: Run, on_trial: OnTrial | None) -> Search:
-        from nas.executors.local import Local
-
-        threads = self.config.threads or _threads(self.task)
-        search = Search(
-            run, self.space, self.strategy, self.evaluator, self.plan,
-            lambda report: Local(self.evaluator, self.task, device=self.device, threads=threads, on_report=report),
-            on_trial=on_trial,
-        )  # fmt: skip
-        search.prepare(self.task, device=self.device)
+        search = Search(run, self.space, self.strategy, self.evaluator, self.plan, self._executor, on_trial=on_trial)
+        gpus = self.config.prepare_gpus if self.config.prepare_gpus is not None else self.config.gpus_per_trial
+        search.prepare(self.task, device=self.device, resources={"GPU": gpus})
         return search
+
+    def _executor(self, on_report: OnReport) -> Executor:
+        """The executor that the configuration asks for; nothing of the others is imported."""
+        config, kind = self.config, self.config.runs_on
+        _, height, width = self.task.input_shape
+        # Where the images are small, handing out the work to threads costs more than the work.
+        threads = config.threads or (1 if height * width <= SMALL else 0)
+        if kind == "local":
+            from nas.executors.local import Local
+
+            count = threads or len(os.sched_getaffinity(0))
+            return Local(self.evaluator, self.task, device=self.device, threads=count, on_report=on_report)
+        try:
+            from nas.executors.cluster import Cluster, read_runtime_env
+        except ImportError as error:
+            raise ConfigError(f"executor {kind!r} needs Ray ({error}): pip install 'ray[tune]'") from None
+        cluster = Cluster(
+            workers=config.workers,
+            cpus=config.cpus_per_trial,
+            gpus=config.gpus_per_trial,
+            address=config.address,
+            runtime_env=read_runtime_env(config.runtime_env),
+            patience=config.wait or 0.0,
+            verbose=config.verbose,
+        )
+        if kind == "tune":
+            from nas.executors.tune import Tune as Chosen
+        else:
+            from nas.executors.ray import Pool as Chosen
+        return Chosen(cluster, self.evaluator, self.task, device=self.device, threads=threads, on_report=on_report)
 
 
 def _device(config: Config, evaluator: Evaluator) -> str:
+    """The device of whoever evaluates, by name; this process may have no GPU where the workers have one."""
+    if config.runs_on != "local":
+        if config.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device: {config.device!r} is for Ray to choose; expected auto, cpu or cuda")
+        return config.device if config.device != "auto" else "cuda" if config.gpus_per_trial else "cpu"
     if not evaluator.needs_data:
         return "cpu"  # nothing is computed with torch, so it need not even be imported
     from nas.torch.runtime import pick_device
 
     return str(pick_device(config.device))
-
-
-def _threads(task: Task) -> int:
-    """All cores, but one where the images are so small that handing out the work costs more than the work."""
-    _, height, width = task.input_shape
-    return 1 if height * width <= SMALL else len(os.sched_getaffinity(0))
 
 
 def _task(config: Config, evaluator: Evaluator) -> Task:

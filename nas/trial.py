@@ -104,6 +104,7 @@ class Trial:
         metrics: by name; empty unless `ok` or `stopped` (the exact ones are there for `infeasible` too).
         budget: epochs spent, None if the evaluator has no budgets.
         violations: limits broken: metric to relative amount.
+        elapsed: wall-clock seconds of the search when this was told.
         duplicate_of: number of the trial whose result this is, if the same network was evaluated before.
         note: the proposal's note.
     """
@@ -116,6 +117,7 @@ class Trial:
     budget: float | None = None
     seed: int = 0
     seconds: float = 0.0
+    elapsed: float = 0.0
     worker: str = "local"
     error: str | None = None
     violations: Mapping[str, float] = field(default_factory=dict)

@@ -36,7 +36,7 @@ def new(folder: Path) -> list[str]:
 
 
 def comparable(folder: Path) -> list[dict[str, object]]:
-    return [{**vars(trial), "seconds": 0} for trial in Run.open(folder).trials]
+    return [{**vars(trial), "seconds": 0, "elapsed": 0} for trial in Run.open(folder).trials]
 
 
 def test_killed_25_times_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:

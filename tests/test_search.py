@@ -60,7 +60,7 @@ def fails(search: Search, error: type[BaseException], match: str | None = None) 
 
 def same(a: Sequence[Trial], b: Sequence[Trial]) -> bool:
     """Equal but for the time they took."""
-    return [{**vars(t), "seconds": 0} for t in a] == [{**vars(t), "seconds": 0} for t in b]
+    return [{**vars(t), "seconds": 0, "elapsed": 0} for t in a] == [{**vars(t), "seconds": 0, "elapsed": 0} for t in b]
 
 
 class Scripted(Strategy):

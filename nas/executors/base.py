@@ -21,7 +21,11 @@ from nas.trial import Result, State
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation: trial number, architecture, seed, budget (epochs), the trial's folder, and time limit (s)."""
+    """One evaluation: trial number, architecture, seed, budget (epochs), the trial's folder, time limit (s).
+
+    `rungs` are the epochs at which `on_report` may end it; a worker elsewhere waits for the answer
+    there, and only there.
+    """
 
     number: int
     architecture: Architecture
@@ -29,6 +33,7 @@ class Job:
     budget: float | None
     workdir: Path
     timeout: float | None = None
+    rungs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,18 @@ OnReport = Callable[[Job, float, Mapping[str, float]], None]
 
 
 class Executor(ABC):
-    """Runs jobs. `submit` never waits; `wait` returns what has finished."""
+    """Runs jobs. `submit` never waits; `wait` returns what has finished.
+
+    Called in this order: `run_once` as often as wanted, `start`, any `submit`, `wait` and `cancel`, `close`.
+    """
+
+    def start(self) -> None:  # noqa: B027  (not every executor has something to open)
+        """Open the workers; returns when one can take a job. Raises NasError for what keeps them all from opening."""
 
     @property
     @abstractmethod
     def capacity(self) -> int:
-        """How many jobs it can hold now; may change while workers come and go."""
+        """How many jobs it can hold now, at least one; changes while workers come and go."""
 
     @abstractmethod
     def submit(self, job: Job) -> None:
@@ -58,7 +69,7 @@ class Executor(ABC):
 
     @abstractmethod
     def wait(self, timeout: float | None = None) -> list[Outcome]:
-        """At least one outcome, or none after `timeout` seconds."""
+        """At least one outcome; none after `timeout` seconds, or when the capacity has changed."""
 
     @abstractmethod
     def cancel(self, job: Job) -> None:

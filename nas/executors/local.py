@@ -16,17 +16,18 @@ class Local(Executor):
     """Evaluates in `wait`, in the order of submission.
 
     Args:
-        evaluator: opened here once.
-        task, device, threads: passed to `Evaluator.open`.
+        evaluator, task, device, threads: the evaluator is opened once with the others.
         on_report: called for each report of the running job.
     """
 
     def __init__(self, evaluator: Evaluator, task: Task, *, device: str, threads: int, on_report: OnReport) -> None:
-        self._evaluator = evaluator
+        self._evaluator, self._task, self._device, self._threads = evaluator, task, device, threads
         self._on_report = on_report
         self._jobs: deque[Job] = deque()
-        with plugin_errors(evaluator):
-            evaluator.open(task, device=device, threads=threads)
+
+    def start(self) -> None:
+        with plugin_errors(self._evaluator):
+            self._evaluator.open(self._task, device=self._device, threads=self._threads)
 
     @property
     def capacity(self) -> int:
