@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
+import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,3 +74,57 @@ class Missing(Toy):
         self, arch: Architecture, *, seed: int, budget: float | None, workdir: Path, report: Report
     ) -> Mapping[str, float]:
         return {"acuracy": 0.5}
+
+
+class Accident(Toy):
+    """Lets its process come to harm: `fault` befalls the trials whose number is in `on`, the first `times` times.
+
+    How often it has happened is counted in files beside the trials' folders, since nothing else survives.
+    """
+
+    def __init__(self, *, fault: str, on: str | int = "1", times: int = 1, delay: float = 0.0) -> None:
+        super().__init__(delay=delay)
+        self.fault, self.on, self.times = fault, {int(n) for n in str(on).split(",")}, times
+
+    def evaluate(
+        self, arch: Architecture, *, seed: int, budget: float | None, workdir: Path, report: Report
+    ) -> Mapping[str, float]:
+        number = int(workdir.name)
+        counter = workdir.parent.parent / f"accidents-{number}"
+        so_far = len(counter.read_text()) if counter.exists() else 0
+        if number in self.on and so_far < self.times:
+            counter.write_text("x" * (so_far + 1))
+            self._befall(number)
+        return super().evaluate(arch, seed=seed, budget=budget, workdir=workdir, report=report)
+
+    def _befall(self, number: int) -> None:
+        if self.fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.fault == "segfault":
+            ctypes.string_at(0)
+        elif self.fault == "hang":
+            time.sleep(3600)
+        elif self.fault == "memory":  # until somebody puts an end to it
+            hoard = []
+            while True:
+                hoard.append(b"x" * 200_000_000)
+                time.sleep(0.02)
+        elif self.fault == "full":
+            raise OSError(errno.ENOSPC, "No space left on device", "checkpoint")
+
+
+class Looks(Toy):
+    """What a worker sees of its surroundings, as metrics."""
+
+    metrics = (Metric("accuracy"), Metric("threads"), Metric("gpu"), Metric("pid"))
+
+    def open(self, task: Task, *, device: str, threads: int) -> None:
+        super().open(task, device=device, threads=threads)
+        self.threads = threads
+
+    def evaluate(
+        self, arch: Architecture, *, seed: int, budget: float | None, workdir: Path, report: Report
+    ) -> Mapping[str, float]:
+        found = super().evaluate(arch, seed=seed, budget=budget, workdir=workdir, report=report)
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
+        return {**found, "threads": self.threads, "gpu": int(gpu) if gpu.isdecimal() else -1, "pid": os.getpid()}

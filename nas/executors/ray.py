@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +31,7 @@ GRACE = 5.0
 """Seconds past a trial's time limit in which it may end by itself, between two batches, and say how far it came."""
 
 LOSSES = 10
-"""How often a job is moved on because its node was lost, which is no fault of the job, before it counts as one."""
+"""How often a job is moved on because its worker was lost by no fault of its own, before that counts as one."""
 
 FAILURES = 3
 """How often in a row a worker may fail to open before its place is given up."""
@@ -87,7 +88,7 @@ class Pool(Executor):
 
         amounts = {"num_cpus": resources.get("CPU", self._cluster.cpus), "num_gpus": resources.get("GPU", 0)}
         task = ray.remote(_call).options(max_retries=0, **amounts)
-        future: Future[Any] = task.remote(function, Place.here()).future()
+        future: Future[Any] = task.remote(ray.cloudpickle.dumps(function), Place.here()).future()
         return future
 
     def start(self) -> None:
@@ -277,14 +278,15 @@ class Pool(Executor):
         if head is None:
             self._replace(member)
             return []
-        if self._node_lost(member) and self._losses[head.number] < LOSSES:
+        reason, to_blame = _cause(error, member.name.rpartition(":")[2])
+        if (self._node_lost(member) or not to_blame) and self._losses[head.number] < LOSSES:
             self._losses[head.number] += 1
             self._replace(member)
             return []
         self._alone.add(head.number)
         self._replace(member, skip=head)
-        reason = f"worker {member.name} died: {_cause(error)}"
-        return [Outcome(head, Result("failed", error=reason, worker=member.name), retry=True)]
+        lost = Result("failed", error=f"worker {member.name} died: {reason}", worker=member.name)
+        return [Outcome(head, lost, retry=True)]
 
     def _node_lost(self, member: _Member) -> bool:
         import ray
@@ -314,19 +316,23 @@ class Pool(Executor):
         return outcomes
 
 
-def _call(function: Callable[[], Any], place: Place) -> Any:
-    settle(place)
-    return function()
+def _call(function: bytes, place: Place) -> Any:
+    import ray
+
+    settle(place)  # before the function is unpacked: it may be of a class that is found only then
+    return ray.cloudpickle.loads(function)()
 
 
-def _cause(error: Exception) -> str:
-    """Why a process died, in a few words."""
-    text = str(error).lower()
-    if "memory" in text and ("oom" in text or "low on memory" in text or "out of memory" in text):
-        return "its machine ran out of memory"
-    if "node" in text and ("is dead" in text or "has died" in text or "terminated" in text):
-        return "its machine was lost"
-    return "the process was killed, or crashed in native code"
+def _cause(error: Exception, pid: str) -> tuple[str, bool]:
+    """Why a process died, and whether its job may be to blame.
+
+    Where memory runs out Ray kills whom it likes, and says how much everybody had: only the largest is to blame.
+    """
+    text = str(error)
+    if "running low on memory" not in text:
+        return "the process was killed, or crashed in native code", True
+    used = {found: float(size) for found, size in re.findall(r"pid=(\d+), actual memory used=([\d.]+)GB", text)}
+    return "its machine ran out of memory", max(used, key=lambda found: used[found], default=pid) == pid
 
 
 def _one_line(error: Exception) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +24,23 @@ TEST_SEED = 1998  # never the user's seed: a test image must not turn up in anot
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images (N, C, H, W) uint8 and labels (N,) int64 in 0..classes-1."""
+    """Images (N, C, H, W) uint8 and labels (N,) int64 in 0..classes-1; not to be written to, they may be shared."""
 
     images: Tensor
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As arrays, which pickle can hand over without a copy: Ray's workers then share one copy per machine.
+        return _of_arrays, (self.images.cpu().numpy(), self.labels.cpu().numpy())
+
+
+def _of_arrays(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Split:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor does anybody write
+        return Split(torch.from_numpy(images), torch.from_numpy(labels))
 
 
 @dataclass(frozen=True, eq=False)
