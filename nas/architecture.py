@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from nas.analysis import Analysis, cost
 from nas.blocks.base import Block, block_from_json, block_to_json
 from nas.builder import GraphBuilder
 from nas.choices import Decision, Label
-from nas.errors import SpaceError
+from nas.errors import GraphError, SpaceError
 from nas.graph import Graph
+from nas.keys import structural_key
 from nas.ops import Shape
 from nas.walk import resolve
 
@@ -74,8 +76,21 @@ class Architecture:
         return graph
 
     def key(self) -> str:
-        """Structural hash of the network and its input shape; see `nas.keys`."""
-        return self._graph.key()
+        """Structural hash of the network and its input shape; see `nas.keys`. Raises what `graph` does.
+
+        The body remembers it, and it is put together from the lowered parts: a graph is not built for it.
+        """
+        known: dict[Any, str] = self.body._memory("keys")
+        found = known.get((self.input_shape, self.classes))
+        if found is None:
+            parts: list[Graph] = []
+            shape = self.input_shape
+            with suppress(GraphError):  # `graph` says where it is
+                shape = _lowered(self.body, self.input_shape, parts)
+            whole = shape == (self.classes,) and all(part.reads_input for part in parts)
+            found = structural_key(*parts) if whole else self._graph.key()
+            known[self.input_shape, self.classes] = found
+        return found
 
     @property
     def analysis(self) -> Analysis:
@@ -133,6 +148,18 @@ class Architecture:
             return cls(body, shape, int(data["classes"]), str(data["name"]), dict(data.get("genotype", {})))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SpaceError(f"architecture JSON: {type(error).__name__} {error}; expected to_json's") from None
+
+
+def _lowered(block: Block, shape: Shape, parts: list[Graph]) -> Shape:
+    """Append what a block does one after the other to `parts`, as graphs; returns the output shape."""
+    steps = block.steps()
+    if steps is None:
+        part = block.lower(shape)
+        parts.append(part)
+        return part.shapes[part.output]
+    for _, step in steps:
+        shape = _lowered(step, shape, parts)
+    return shape
 
 
 def scale(

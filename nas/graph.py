@@ -19,6 +19,8 @@ from nas.ops import Op, Shape
 if TYPE_CHECKING:
     import networkx
 
+    from nas.keys import Vertex
+
 
 class Node(NamedTuple):
     """One operation applied to earlier nodes. `weights` names the node whose weights it uses, if not its own."""
@@ -59,6 +61,18 @@ class Graph:
     def owners(self) -> Mapping[str, str]:
         """For every node the name of the node whose weights it uses (mostly its own)."""
         return {node.name: node.weights or node.name for node in self.nodes}
+
+    @cached_property
+    def labelled(self) -> tuple[Vertex, ...]:
+        """The nodes without their names, as `nas.keys` sees them."""
+        from nas.keys import labelled
+
+        return labelled(self)
+
+    @cached_property
+    def reads_input(self) -> bool:
+        """Whether anything depends on the first input."""
+        return self.output == 0 or any(0 in node.inputs for node in self.nodes)
 
     def key(self) -> str:
         """Structural hash: equal for the same network whatever the names or the order of commutative inputs."""

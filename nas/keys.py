@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nas.graph import Graph
 
 
-class _Vertex(NamedTuple):
+class Vertex(NamedTuple):
     """A value: the operation that computes it, the vertices it reads, and the weights (or randomness) it uses."""
 
     label: str
@@ -36,13 +36,23 @@ class _Vertex(NamedTuple):
     weights: int | None
 
 
-def structural_key(graph: Graph) -> str:
-    """Hash of the graph's structure, 32 hexadecimal digits."""
-    vertices, output = _merged(graph)
+def labelled(graph: Graph) -> tuple[Vertex, ...]:
+    """The nodes of a graph without their names."""
+    groups: dict[str, int] = {}
+    found = []
+    for name, op, read, owner in graph.nodes:
+        weights = groups.setdefault(owner or name, len(groups)) if op.own else None
+        found.append(Vertex(_label(op), op.commutative, read, weights))
+    return tuple(found)
+
+
+def structural_key(*parts: Graph) -> str:
+    """Hash of a graph's structure, 32 hexadecimal digits; or that of several, each of which reads the one before."""
+    vertices, output = _merged(parts)
     forward: list[str] = []
-    for v in vertices:
-        read = [forward[i] for i in v.inputs]
-        forward.append(_digest(v.label, *(sorted(read) if v.commutative else read)))
+    for label, commutative, inputs, _ in vertices:
+        read = [forward[i] for i in inputs]
+        forward.append(_digest(label, *(sorted(read) if commutative else read)))
     owned = [v.weights for v in vertices if v.weights is not None]
     if len(set(forward)) == len(vertices) and len(set(owned)) == len(owned):
         return forward[output]
@@ -58,25 +68,30 @@ def structural_key(graph: Graph) -> str:
     return _digest(*lines, str(place[output]))
 
 
-def _merged(graph: Graph) -> tuple[list[_Vertex], int]:
+def _merged(parts: Sequence[Graph]) -> tuple[list[Vertex], int]:
     """Vertices in order, identical outputs merged, and the vertex of the output."""
-    vertices: list[_Vertex] = []
+    vertices: list[Vertex] = []
     known: dict[Hashable, int] = {}
-    weights: dict[str, int] = {}
-    place: list[int] = []
-    for name, op, read, owner in graph.nodes:
-        inputs = tuple([place[i] for i in read])
-        label, commutative = _label(op), op.commutative
-        group = weights.setdefault(owner or name, len(weights)) if op.own else None
-        identity: Hashable = (label, tuple(sorted(inputs)) if commutative else inputs, group)
-        at = known.setdefault(identity, len(vertices))
-        if at == len(vertices):
-            vertices.append(_Vertex(label, commutative, inputs, group))
-        place.append(at)
-    return vertices, place[graph.output]
+    output = groups = 0
+    for part in parts:
+        place: list[int] = []
+        nodes = part.labelled
+        if vertices:  # its input is the output of the part before
+            place, nodes = [output], nodes[1:]
+        for label, commutative, read, weights in nodes:
+            inputs = tuple([place[i] for i in read])
+            group = None if weights is None else groups + weights
+            identity: Hashable = (label, tuple(sorted(inputs)) if commutative else inputs, group)
+            at = known.setdefault(identity, len(vertices))
+            if at == len(vertices):
+                vertices.append(Vertex(label, commutative, inputs, group))
+            place.append(at)
+        output = place[part.output]
+        groups += len(part.nodes)
+    return vertices, output
 
 
-def _order(vertices: Sequence[_Vertex], colours: list[str]) -> list[int]:
+def _order(vertices: Sequence[Vertex], colours: list[str]) -> list[int]:
     """The vertices in an order that is the same, up to symmetries, for every spelling of a network."""
     while True:
         colours = _refine(vertices, colours)
@@ -99,7 +114,7 @@ def _order(vertices: Sequence[_Vertex], colours: list[str]) -> list[int]:
     return sorted(range(len(vertices)), key=lambda i: (rank.get(i, -1), colours[i]))
 
 
-def _refine(vertices: Sequence[_Vertex], colours: list[str]) -> list[str]:
+def _refine(vertices: Sequence[Vertex], colours: list[str]) -> list[str]:
     """Until no more colours appear: a vertex's colour becomes that of all it reads, its readers and its weights."""
     classes = 0
     while len(set(colours)) > classes:
@@ -123,7 +138,7 @@ def _refine(vertices: Sequence[_Vertex], colours: list[str]) -> list[str]:
     return colours
 
 
-def _parts(vertices: Sequence[_Vertex], tied: Sequence[bool]) -> list[list[int]]:
+def _parts(vertices: Sequence[Vertex], tied: Sequence[bool]) -> list[list[int]]:
     """The tied vertices, those together that are connected through tied ones, by edges or by shared weights."""
     parts: dict[int, list[int]] = {i: [i] for i, is_tied in enumerate(tied) if is_tied}
     owner: dict[int, int] = {}

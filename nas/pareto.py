@@ -18,11 +18,21 @@ def costs(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Array:
     return np.array(values, dtype=np.float64).reshape(len(trials), len(objectives))
 
 
-def ranks(values: Array) -> NDArray[np.int64]:
-    """Non-dominated rank of each row, 0 for the front (Deb et al. 2002). Equal rows share a rank."""
+def ranks(values: Array, tiers: Sequence[float] | Array | None = None) -> NDArray[np.int64]:
+    """Non-dominated rank of each row, 0 for the front (Deb et al. 2002). Equal rows share a rank.
+
+    With `tiers` (one number per row), all rows of a smaller tier stand before those of a larger one.
+    """
     import moocore
 
-    found: NDArray[np.int64] = moocore.pareto_rank(values).astype(np.int64) if len(values) else np.empty(0, np.int64)
+    found = np.zeros(len(values), np.int64)
+    if len(values):
+        offset = 0
+        levels = np.zeros(len(values)) if tiers is None else np.asarray(tiers)
+        for level in np.unique(levels):
+            here = levels == level
+            found[here] = moocore.pareto_rank(values[here]) + offset
+            offset = int(found[here].max()) + 1
     return found
 
 
@@ -61,3 +71,20 @@ def hypervolume(values: Array, reference: Sequence[float]) -> float:
 
     inside = values[(values < np.asarray(reference)).all(axis=1)]
     return float(moocore.hypervolume(inside, ref=np.asarray(reference))) if len(inside) else 0.0
+
+
+def gains(values: Array, points: Array, reference: Sequence[float]) -> Array:
+    """Hypervolume that each of `points` would add to that of `values`, each by itself."""
+    if points.shape[1] != 2:
+        before = hypervolume(values, reference)
+        return np.array([hypervolume(np.vstack([values, point]), reference) - before for point in points])
+    # Two objectives: from each step of the staircase to the next it is at one height, and what a point adds there is
+    # the part of its box below that height.
+    right, top = reference
+    inside = values[(values < np.asarray(reference)).all(axis=1)]
+    inside = inside[np.argsort(inside[:, 0])]
+    edges = np.concatenate([[-np.inf], inside[:, 0], [right]])
+    heights = np.minimum.accumulate(np.concatenate([[top], inside[:, 1]]))
+    widths = np.maximum(edges[1:] - np.maximum(edges[:-1], points[:, :1]), 0)
+    added: Array = (widths * np.maximum(heights - points[:, 1:], 0)).sum(axis=1)
+    return added

@@ -173,8 +173,12 @@ class Search:
             pending = [asked.proposal for asked in self.store.asked.values()]
             with plugin_errors(self.strategy):
                 proposals = self.strategy.ask(self._room(), rng, pending)
-            if not proposals:
-                raise SpaceError(f"strategy {type(self.strategy).__name__} proposed nothing; ask returns at least one")
+            if not proposals:  # it waits for what is running, or has come to its end
+                if not self.store.proposals:
+                    raise SpaceError(f"strategy {type(self.strategy).__name__} proposed nothing to begin with")
+                if not self._running:
+                    self.stop("the strategy has nothing more to propose")
+                return
             for proposal in proposals:
                 self._propose(proposal)
 

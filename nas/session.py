@@ -44,6 +44,8 @@ def start(config: Config, *, on_trial: OnTrial | None = None) -> Search:
         "task": _described(task),
         "versions": versions(),
     }
+    if parts.space.recipe is not None:
+        saved["space"] = parts.space.recipe
     run = Run.create(folder, saved)
     try:
         return parts.search(run, on_trial)
@@ -73,7 +75,7 @@ def resume(
             config = replace(config, trials=trials)
         if time is not None:
             config = replace(config, time=time)
-        parts = _Parts(config)
+        parts = _Parts(config, run.config.get("space"))
         shape, classes = _task_of(run)
         if (parts.task.input_shape, parts.task.classes) != (shape, classes):
             raise RunError(
@@ -96,18 +98,18 @@ def load(path: str | Path) -> Results:
 class _Parts:
     """The plug-ins of a configuration, checked against each other before anything is written."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, own: tuple[str, Mapping[str, Any]] | None = None) -> None:
         self.config = config
         self.evaluator = make_evaluator(config.evaluator, config.option("evaluator"))
         self.device = _device(config, self.evaluator)
         self.task = _task(config, self.evaluator)
-        self.space = make_space(config.space, self.task.input_shape, self.task.classes, config.option("space"))
+        name, options = own or (config.space, config.option("space"))  # a strategy's own space, when a run goes on
+        space = make_space(name, self.task.input_shape, self.task.classes, options)
         metrics = _metrics(self.evaluator)
         objectives = parse_objectives(config.objectives, metrics)
         limits = tuple(parse_limit(text, metrics) for text in config.limits)
-        self.strategy = make_strategy(
-            config.strategy, self.space, objectives, limits, options=config.option("strategy")
-        )
+        self.strategy = make_strategy(config.strategy, space, objectives, limits, options=config.option("strategy"))
+        self.space = self.strategy.space
         if len(objectives) > 1 and not self.strategy.multi_objective:
             raise ConfigError(
                 f"strategy {config.strategy!r} takes one objective, got {','.join(config.objectives)}; "
@@ -155,11 +157,14 @@ class _Parts:
             patience=config.wait or 0.0,
             verbose=config.verbose,
         )
+        common: dict[str, Any] = {"device": self.device, "threads": threads, "on_report": on_report}
         if kind == "tune":
-            from nas.executors.tune import Tune as Chosen
-        else:
-            from nas.executors.ray import Pool as Chosen
-        return Chosen(cluster, self.evaluator, self.task, device=self.device, threads=threads, on_report=on_report)
+            from nas.executors.tune import Tune
+
+            return Tune(cluster, self.evaluator, self.task, **common)
+        from nas.executors.ray import Pool
+
+        return Pool(cluster, self.evaluator, self.task, **common)
 
 
 def _device(config: Config, evaluator: Evaluator) -> str:
@@ -229,7 +234,8 @@ class Results:
     @property
     def space(self) -> Space:
         """The space that was searched."""
-        return make_space(self.config.space, *_task_of(self.run), self.config.option("space"))
+        name, options = self.run.config.get("space") or (self.config.space, self.config.option("space"))
+        return make_space(name, *_task_of(self.run), options)
 
     def best(self, metric: str | None = None) -> Found:
         """The front's best trial by a metric (by default the first objective). Raises RunError if there is none."""

@@ -57,6 +57,14 @@ class Space:
         self.name = name
         self._root = _Root(resolution, template)
 
+    @property
+    def recipe(self) -> tuple[str, Mapping[str, Any]] | None:
+        """Name and JSON options with which `make_space` makes a strategy's own space again; None for one that is named.
+
+        It is written to `run.json`, so it depends on no other file.
+        """
+        return None
+
     def __repr__(self) -> str:
         return f"Space({self.name!r}, input_shape={self.input_shape}, classes={self.classes})"
 
@@ -86,11 +94,26 @@ class Space:
 
         Always differs from the parent. Raises SpaceError if the space has nothing to change.
         """
+        active = [path for path in genotype if path in self._choices]
+        if active:
+            child = self._changed(genotype, active, decisions, rng)
+            if child != genotype:
+                return child
+        # A choice that has but one option where it stands, or a genotype that is not complete.
         active = [path for path, n in self._active(genotype) if n > 1]
         if not active:
             raise SpaceError(f"space {self.name!r} has no decision with two options: nothing to mutate")
-        picks = rng.choice(len(active), size=min(decisions, len(active)), replace=False)
-        changed = {active[i] for i in picks}
+        return self._changed(genotype, active, decisions, rng)
+
+    @cached_property
+    def _choices(self) -> frozenset[str]:
+        """Decisions that have two options or more somewhere."""
+        return frozenset([path for path, labels in self.paths.items() if len(labels) > 1])
+
+    def _changed(self, genotype: Genotype, active: Sequence[str], decisions: int, rng: np.random.Generator) -> Genotype:
+        changed: set[str] = set()
+        while len(changed) < min(decisions, len(active)):
+            changed.add(active[_draw(rng, len(active))])
 
         def decide(decision: Decision) -> int:
             index = decision.index_in(genotype)
@@ -157,6 +180,7 @@ class Space:
     def architecture(self, genotype: Genotype) -> Architecture:
         """The architecture of a genotype. Raises SpaceError if the genotype does not belong to this space."""
         root, complete = self._builder.resolve(Following(genotype, self.name))
+        root.body.__dict__["_open_"] = ()  # the walk has closed it: nobody needs to look for what is open
         c, h, w = self.input_shape
         shape = (c, max(1, round(h * root.resolution)), max(1, round(w * root.resolution)))
         return Architecture(root.body, shape, self.classes, self.name, complete)

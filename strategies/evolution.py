@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nas import pareto
 from nas.choices import Genotype
 from nas.errors import ConfigError
 from nas.space import Space
-from nas.strategy import Candidate, Strategy
+from nas.strategy import COSTS, Candidate, Seen, Strategy, informs, tier
 from nas.trial import Limit, Objective, Proposal, Trial
 
 WORK = 400
@@ -22,24 +21,28 @@ WORK = 400
 PATIENCE = 20
 """Mutations without progress towards the limits, after which a candidate is given up."""
 
+LOOKS = 2
+"""Architectures that are looked at for each of several candidates before one goes on with fewer."""
+
 TRIES = 100
 """Mutations of parents that are drawn for one child that is new."""
 
 
-@dataclass(frozen=True)
-class _Child:
-    """A candidate, and the objective values that it is expected to have (to be minimised)."""
+class _Parent(NamedTuple):
+    number: int
+    genotype: Genotype
+    values: list[float]  # of the objectives, to be minimised
+
+
+class _Child(NamedTuple):
+    """A candidate, and where it comes from."""
 
     candidate: Candidate
-    note: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def genotype(self) -> Genotype:
-        return self.candidate.genotype
+    parents: tuple[_Parent, ...] = ()
 
 
 class Evolution(Strategy):
-    """Evolution over the whole archive, for any number of objectives.
+    """Elitist evolution for any number of objectives.
 
     1. Initial design: of `pool` random candidates, the one furthest in the known costs from all others.
     2. A child is the uniform crossover of two members of the front, mutated with probability `mutation`.
@@ -49,11 +52,12 @@ class Evolution(Strategy):
 
     With nothing known beforehand all children tie and the first is taken: plain elitist evolution. Pending proposals
     count as trials with their expected values. No candidate is a duplicate, or outside a limit known beforehand.
+    Trials that were stopped early stand behind all others.
 
     Args:
         population: trials of the initial design.
         offspring: children compared for each proposal.
-        pool: candidates compared for each trial of the initial design.
+        pool: candidates compared for each trial of the initial design; fewer where more than `population` are pending.
         parents: the least number of parents; further fronts fill up a smaller first one.
         mutation: probability that a crossover is also mutated.
 
@@ -71,118 +75,165 @@ class Evolution(Strategy):
             raise ConfigError(f"strategy.mutation: expected a probability, 0 to 1, got {mutation}")
         self.population, self.offspring, self.pool = population, offspring, pool
         self.parents, self.mutation = parents, mutation
-        self._known = np.array([o.exact for o in objectives])
+        self._known = [i for i, o in enumerate(objectives) if o.exact and o.metric in COSTS]
         self._limits = [limit for limit in limits if limit.exact]
-        self._archive: list[Genotype] = []
-        self._rows: list[list[float]] = []
-        self._told: set[str] = set()
+        self._told = 0
+        self._design: list[list[float]] = []  # known costs of the first trials
+        self._parents: list[_Parent] = []  # the first fronts
+        self._values, self._tiers = np.empty((0, len(objectives))), np.empty(0)  # of the parents
+        self._front = self._values
+        self._seen, self._hopes = Seen(space), _Hopes()
 
     def tell(self, trial: Trial) -> None:
-        self._told.add(trial.key)
-        if trial.ok and trial.duplicate_of is None:
-            # One that breaks a measured limit is worse than all that do not, and better the less it breaks it.
-            penalty = 1e9 * sum(trial.violations.values())
-            self._archive.append(trial.genotype)
-            self._rows.append([o.cost(trial.metrics) + penalty for o in self.objectives])
+        self._seen.tell(trial)
+        if not informs(trial, self.objectives):
+            return
+        # One that breaks a measured limit is worse than all that do not, and better the less it breaks it.
+        penalty = 1e9 * sum(trial.violations.values())
+        values = [o.cost(trial.metrics) + penalty for o in self.objectives]
+        self._told += 1
+        if self._told <= self.population:
+            self._design.append([values[i] for i in self._known])
+        self._enter(_Parent(trial.number, trial.genotype, values), tier(trial))
+
+    def _enter(self, parent: _Parent, tier: float) -> None:
+        """Parents are the first front, and the following ones while there are fewer than `parents`."""
+        parents, values = [*self._parents, parent], np.vstack([self._values, parent.values])
+        tiers = np.append(self._tiers, tier)
+        ranks = pareto.ranks(values, tiers)
+        kept = ranks <= np.sort(ranks)[min(self.parents, len(ranks)) - 1]
+        self._parents = [p for p, stays in zip(parents, kept, strict=True) if stays]
+        self._values, self._tiers = values[kept], tiers[kept]
+        self._front = values[ranks == 0]
 
     def ask(self, n: int, rng: np.random.Generator, pending: Sequence[Proposal]) -> list[Proposal]:
-        asked: list[Proposal] = []
+        self._hopes.change(*self._seen.follow(pending))
+        asked = []
         for _ in range(n):
-            child = self._propose(rng, [*pending, *asked])
-            asked.append(Proposal(child.genotype, child.note))
+            asked.append(self._propose(rng))
+            self._seen.add(asked[-1])
+            self._hopes.change([], asked[-1:])
         return asked
 
-    def _propose(self, rng: np.random.Generator, pending: Sequence[Proposal]) -> _Child:
-        waiting = [Candidate(self.space, p.genotype) for p in pending]
-        taken = self._told.union(c.key for c in waiting if c.key)
+    def _propose(self, rng: np.random.Generator) -> Proposal:
+        pending = len(self._seen.pending)
 
         def sample() -> _Child:
             return _Child(Candidate(self.space, self.space.sample(rng)))
 
-        if len(self._archive) + len(pending) < self.population or len(self._archive) < 2:
-            candidates = self._candidates(self.pool if self._known.any() else 1, sample, taken, rng)
-            scores = self._distances(candidates, waiting)
+        if self._told < 2 or self._told + pending < self.population:
+            count = self.pool * self.population // max(self.population, pending) if self._known else 1
+            found = self._candidates(max(1, count), sample, rng)
+            scores = self._distances(found)
         else:
-            parents = self._parents()
-            candidates = self._candidates(self.offspring, lambda: self._child(parents, rng), taken, rng)
-            scores = self._gains(candidates, [p.note["expected"] for p in pending if "expected" in p.note])
-        if candidates:
-            return candidates[int(np.argmax(scores))]
-        # Nothing new is near: the search itself knows what to do with a duplicate.
-        return next(iter(self._candidates(1, sample, taken, rng)), sample())
+            found = self._candidates(self.offspring, lambda: self._child(rng), rng)
+            scores = self._gains(found)
+        if not found:  # nothing new is near: the search itself knows what to do with a duplicate
+            return Proposal(self.space.sample(rng))
+        best = found[int(np.argmax(scores))]
+        return Proposal(best.candidate.genotype, self._note(best) if best.parents else {})
 
-    def _candidates(
-        self, count: int, make: Callable[[], _Child], taken: set[str], rng: np.random.Generator
-    ) -> list[_Child]:
-        """Up to `count` candidates that are new and within the limits; those outside are mutated down to them.
+    def _candidates(self, count: int, make: Callable[[], _Child], rng: np.random.Generator) -> list[_Child]:
+        """Up to `count` candidates that are new and within the limits; those outside are mutated until they are inside.
 
-        Looks at `WORK` architectures at most: where hardly anything is new or feasible, it returns with what it has.
+        Looks at `LOOKS * count` architectures; if none of them is new, at up to `WORK` more, further and further away.
         """
         found: list[_Child] = []
-        left = WORK
-        while left > 0 and len(found) < count:
-            child = make()
-            excess, idle, left = child.candidate.excess(self._limits), 0, left - 1
-            while excess and left > 0 and idle < PATIENCE:
-                step = Candidate(self.space, self.space.mutate(child.genotype, rng))
-                less, left = step.excess(self._limits), left - 1
+        looked = 0
+        while len(found) < count and looked < (LOOKS * count if found else WORK):
+            child, looked, idle = make(), looked + 1, 0
+            excess, seen = self._judge(child.candidate)
+            lost = not found and looked > count
+            while (excess or (seen and lost)) and looked < WORK and idle < PATIENCE:
+                change = 1 if excess else 2 + idle
+                step = Candidate(self.space, self.space.mutate(child.candidate.genotype, rng, decisions=change))
+                (less, again), looked = self._judge(step), looked + 1
                 idle = 0 if less < excess else idle + 1
                 if less <= excess:
-                    child, excess = _Child(step, child.note), less
-            if not excess and child.candidate.key not in taken:
+                    child, excess, seen = child._replace(candidate=step), less, again
+            if not excess and not seen:
                 found.append(child)
+                if lost:
+                    break
         return found
 
-    def _parents(self) -> NDArray[np.int64]:
-        """Indices of the first front, and of the following ones while there are fewer than `parents`."""
-        ranks = pareto.ranks(np.array(self._rows))
-        last = np.sort(ranks)[min(self.parents, len(ranks)) - 1]
-        return np.flatnonzero(ranks <= last)
+    def _judge(self, candidate: Candidate) -> tuple[float, bool]:
+        """How far it is outside the limits, and whether it was proposed before (then it is inside)."""
+        seen = candidate in self._seen
+        return 0.0 if seen else candidate.excess(self._limits), seen
 
-    def _child(self, parents: NDArray[np.int64], rng: np.random.Generator) -> _Child:
-        a, b = (int(i) for i in rng.choice(parents, 2, replace=False))
-        genotype = self.space.crossover(self._archive[a], self._archive[b], rng)
+    def _child(self, rng: np.random.Generator) -> _Child:
+        i, j = _two(len(self._parents), rng)
+        a, b = self._parents[i], self._parents[j]
+        genotype = self.space.crossover(a.genotype, b.genotype, rng)
         if rng.random() < self.mutation:
             genotype = self.space.mutate(genotype, rng)
-        candidate = Candidate(self.space, genotype)
-        return _Child(candidate, {"parents": [a, b], "expected": self._inherited(candidate, a, b)})
+        return _Child(Candidate(self.space, genotype), (a, b))
 
-    def _inherited(self, candidate: Candidate, a: int, b: int) -> list[float]:
+    def _expected(self, child: _Child) -> list[float]:
         """Known objectives exactly, the others from where the child's costs lie between its parents'."""
-        first, second = np.array(self._rows[a]), np.array(self._rows[b])
-        exact = self._exact(candidate)
-        scale = np.maximum(abs(first), abs(second)) + 1e-12
-        line, here = ((second - first) / scale)[self._known], ((exact - first) / scale)[self._known]
-        share = np.clip(line @ here / (line @ line), 0, 1) if line.any() else 0.5
-        expected: list[float] = np.where(self._known, exact, (1 - share) * first + share * second).tolist()
-        return expected
+        first, second = (parent.values for parent in child.parents)
+        values = dict(zip(self._known, self._exact(child.candidate), strict=True))
+        along = length = 0.0
+        for i, value in values.items():
+            scale = max(abs(first[i]), abs(second[i])) + 1e-12
+            line = (second[i] - first[i]) / scale
+            along += line * (value - first[i]) / scale
+            length += line * line
+        share = min(max(along / length, 0.0), 1.0) if length else 0.5
+        return [values.get(i, (1 - share) * a + share * b) for i, (a, b) in enumerate(zip(first, second, strict=True))]
 
-    def _exact(self, candidate: Candidate) -> pareto.Array:
-        """Objective values, 0 where they have to be measured."""
-        costs = candidate.costs
-        return np.array([o.cost(costs) if o.exact and o.metric in costs else 0.0 for o in self.objectives])
+    def _exact(self, candidate: Candidate) -> list[float]:
+        return [self.objectives[i].cost(candidate.costs) for i in self._known]
 
-    def _gains(self, children: Sequence[_Child], pending: Iterable[Sequence[float]]) -> pareto.Array:
-        """Hypervolume with each child, the front scaled to 0..1 and the reference at 1.1."""
-        rows = np.array(self._rows)
-        front = rows[pareto.ranks(rows) == 0]
-        low, span = front.min(0), np.ptp(front, axis=0)
+    def _note(self, child: _Child) -> dict[str, Any]:
+        return {"parents": [parent.number for parent in child.parents], "expected": self._expected(child)}
+
+    def _gains(self, children: Sequence[_Child]) -> pareto.Array:
+        """Hypervolume that each child would add, the front scaled to 0..1 and the reference at 1.1."""
+        expected = np.array([self._expected(child) for child in children]).reshape(-1, len(self.objectives))
+        low, span = self._front.min(0), np.ptp(self._front, axis=0)
         span[span == 0] = 1
-        scaled = (np.array([*front, *pending]) - low) / span
-        points = [(np.array(child.note["expected"]) - low) / span for child in children]
-        return np.array([pareto.hypervolume(np.vstack([scaled, p]), [1.1] * len(low)) for p in points])
+        values = np.vstack([self._front, *self._hopes.front])
+        return pareto.gains((values - low) / span, (expected - low) / span, [1.1] * len(low))
 
-    def _distances(self, children: Sequence[_Child], waiting: Sequence[Candidate]) -> pareto.Array:
-        """Distance to the nearest trial in the known costs, scaled to 0..1; zeros where nothing is known."""
-        others = [*(np.array(row) for row in self._rows), *(self._exact(c) for c in waiting)]
-        if not self._known.any() or not others or not children:
-            return np.zeros(max(1, len(children)))
-        here = np.array([self._exact(child.candidate) for child in children])[:, self._known]
-        there = np.array(others)[:, self._known]
+    def _distances(self, children: Sequence[_Child]) -> pareto.Array:
+        """Distance to the nearest trial in the known costs, scaled to 0..1; zeros where there is nothing to choose."""
+        if len(children) < 2 or not (self._design or self._seen.pending):
+            return np.zeros(len(children))
+        here = np.array([self._exact(child.candidate) for child in children])
+        there = np.array([*self._design, *(self._exact(c) for c in self._seen.waiting if c.costs)])
         span = np.ptp(np.vstack([here, there]), axis=0)
         span[span == 0] = 1
         distances: pareto.Array = np.linalg.norm((here[:, None] - there) / span, axis=2).min(1)
         return distances
+
+
+class _Hopes:
+    """Expected values of what is pending; `front` are the non-dominated ones."""
+
+    def __init__(self) -> None:
+        self.front: list[tuple[float, ...]] = []
+        self._all: Counter[tuple[float, ...]] = Counter()
+
+    def change(self, gone: Sequence[Proposal], came: Sequence[Proposal]) -> None:
+        lost, new = (Counter(tuple(p.note["expected"]) for p in ps if "expected" in p.note) for ps in (gone, came))
+        self._all.update(new)
+        self._all.subtract(lost)
+        ended = [values for values in lost if not self._all[values]]
+        for values in ended:
+            del self._all[values]
+        # Only where one of the front is gone can one behind it come forward.
+        candidates = self._all if not set(self.front).isdisjoint(ended) else {*self.front, *new}.intersection(self._all)
+        rows = sorted(candidates)
+        if rows != self.front:
+            self.front = [row for row, rank in zip(rows, pareto.ranks(np.array(rows)), strict=True) if rank == 0]
+
+
+def _two(n: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Two different numbers below n."""
+    first, second = int(rng.random() * n), int(rng.random() * (n - 1))
+    return first, second + (second >= first)
 
 
 class RegularizedEvolution(Strategy):
@@ -206,15 +257,18 @@ class RegularizedEvolution(Strategy):
         _check({"population": population, "sample": sample}, {"population": 1, "sample": 1})
         self.population, self.sample = population, sample
         self._living: list[Trial] = []
-        self._told: set[str] = set()
+        self._seen = Seen(space)
 
     def tell(self, trial: Trial) -> None:
-        self._told.add(trial.key)
-        if trial.ok and trial.duplicate_of is None:
+        self._seen.tell(trial)
+        if informs(trial, self.objectives):
             self._living = [*self._living, trial][-self.population :]
 
     def ask(self, n: int, rng: np.random.Generator, pending: Sequence[Proposal]) -> list[Proposal]:
-        return [Proposal(self._propose(rng, len(pending) + i)) for i in range(n)]
+        self._seen.follow(pending)
+        for _ in range(n):
+            self._seen.add(Proposal(self._propose(rng, len(self._seen.pending))))
+        return self._seen.pending[-n:]
 
     def _propose(self, rng: np.random.Generator, pending: int) -> Genotype:
         genotype: Genotype = {}
@@ -224,13 +278,14 @@ class RegularizedEvolution(Strategy):
             else:
                 genotype = self.space.mutate(self._winner(rng), rng)
             candidate = Candidate(self.space, genotype)
-            if candidate.key not in self._told and not candidate.excess(self.limits):
+            if not candidate.excess(self.limits) and candidate not in self._seen:
                 return genotype
         return genotype
 
     def _winner(self, rng: np.random.Generator) -> Genotype:
         drawn: list[Trial] = [self._living[i] for i in rng.integers(len(self._living), size=self.sample)]
-        best = np.flatnonzero(pareto.ranks(pareto.costs(drawn, self.objectives)) == 0)
+        ranks = pareto.ranks(pareto.costs(drawn, self.objectives), [tier(trial) for trial in drawn])
+        best = np.flatnonzero(ranks == 0)
         return drawn[int(rng.choice(best))].genotype
 
 

@@ -44,7 +44,9 @@ def make(
         return Local(judge, TASK, device="cpu", threads=1, on_report=report)
 
     made = executor if callable(executor) else local
-    return Search(run, space, strategy(space, BOTH, settings.limits), judge, settings, made)
+    search = Search(run, space, strategy(space, BOTH, settings.limits), judge, settings, made)
+    search.prepare(TASK, device="cpu")
+    return search
 
 
 def finish(search: Search) -> list[Trial]:
@@ -323,9 +325,7 @@ def test_prepare_runs_once_in_the_run_folder(tmp_path: Path) -> None:
         def prepare(self, task: Task, workdir: Path, *, seed: int, device: str, report: object) -> None:
             seen.append((task, workdir.relative_to(tmp_path), seed, device))
 
-    search = make(tmp_path / "run", evaluator=Prepared(), seed=3)
-    search.prepare(TASK, device="cpu")
-    search.store.close()
+    make(tmp_path / "run", evaluator=Prepared(), seed=3).store.close()
     assert [(str(folder), seed, device) for _, folder, seed, device in seen] == [("run/prepare/evaluator", 3, "cpu")]
 
 

@@ -122,9 +122,8 @@ class Cluster:
 
     def _check(self) -> None:
         """Wait until a worker has a place. Raises ConfigError if there never will be one."""
-        end = time.monotonic() + self._patience
-        while not (places := self.places()) and time.monotonic() < end:
-            time.sleep(1)
+        if not (places := self.places()) and self._patience:
+            places = self._wait_for_places()
         each = f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
         if not places:
             later = "" if self.address is None else "; if it grows on demand, say for how long to wait with --wait"
@@ -137,6 +136,18 @@ class Cluster:
                 f"{self.workers} workers with {each} each do not fit: there is {self._describe()}; use "
                 f"--workers={places}, or ask for less with --cpus-per-trial and --gpus-per-trial"
             )
+
+    def _wait_for_places(self) -> int:
+        """Ask the cluster's autoscaler for room, and wait for it."""
+        from ray.autoscaler.sdk import request_resources
+
+        each = {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
+        request_resources(bundles=[each] * self.workers)
+        end = time.monotonic() + self._patience
+        while not (places := self.places()) and time.monotonic() < end:
+            time.sleep(1)
+        request_resources(bundles=[])  # from now on the workers that wait for a place say so themselves
+        return places
 
     def places(self) -> int:
         """How many workers the cluster holds, as large as it is now."""

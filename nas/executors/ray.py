@@ -14,7 +14,7 @@ from nas.errors import NasError, PluginError, RunError, Stop
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, Job, OnReport, Outcome
 from nas.executors.cluster import Cluster, Place, settle
-from nas.executors.worker import Broken, Done, Event, Ready, Reported, Worker, package_version
+from nas.executors.worker import MAIL, Broken, Done, Event, Ready, Reported, Worker, package_version
 from nas.trial import Result
 
 LONG = 10.0
@@ -88,7 +88,8 @@ class Pool(Executor):
 
         amounts = {"num_cpus": resources.get("CPU", self._cluster.cpus), "num_gpus": resources.get("GPU", 0)}
         task = ray.remote(_call).options(max_retries=0, **amounts)
-        future: Future[Any] = task.remote(ray.cloudpickle.dumps(function), Place.here()).future()
+        packed = ray.cloudpickle.dumps(function)  # type: ignore[no-untyped-call]
+        future: Future[Any] = task.remote(packed, Place.here()).future()
         return future
 
     def start(self) -> None:
@@ -143,8 +144,9 @@ class Pool(Executor):
     def _hire(self, failures: int = 0) -> None:
         import ray
 
-        options: dict[str, Any] = {**self._cluster.resources, "max_concurrency": 4, "max_restarts": 0}
-        actor: Any = ray.remote(Worker).options(max_task_retries=0, **options)
+        options: dict[str, Any] = {**self._cluster.resources, "max_restarts": 0, "max_task_retries": 0}
+        remote: Any = ray.remote  # its types do not know this option
+        actor = remote(concurrency_groups={MAIL: 1})(Worker).options(**options)
         handle = actor.remote(self._parts, device=self._device, threads=self._threads, place=Place.here())
         self._members.append(_Member(handle, handle.events.remote(), failures))
 
@@ -267,6 +269,7 @@ class Pool(Executor):
         """The process is gone, and with it whatever it was at."""
         import ray
 
+        self._dismiss(member)  # it may be alive behind a broken connection, and must not go on
         if not member.name:
             if isinstance(error, ray.exceptions.RuntimeEnvSetupError | ray.exceptions.ActorUnschedulableError):
                 raise RunError(f"Ray cannot start a worker: {_one_line(error)}") from error
@@ -328,6 +331,10 @@ def _cause(error: Exception, pid: str) -> tuple[str, bool]:
 
     Where memory runs out Ray kills whom it likes, and says how much everybody had: only the largest is to blame.
     """
+    import ray
+
+    if isinstance(error, ray.exceptions.ActorUnavailableError):
+        return "its machine cannot be reached", False
     text = str(error)
     if "running low on memory" not in text:
         return "the process was killed, or crashed in native code", True

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
@@ -47,7 +48,7 @@ from nas.architecture import Architecture
 from nas.errors import EvaluationError, GraphError, RunError, SpaceError, plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Job
-from nas.executors.tune import Stepwise
+from nas.executors.stepwise import Stepwise
 from nas.plugins import make_strategy
 from nas.search import FUTILE, WAITING
 from nas.space import Space
@@ -157,8 +158,6 @@ class NasSearch(Searcher):
         """What became of a proposal, from the last result of its trial."""
         if result is None:
             return _trial(asked, "failed", error="the trial failed; see its error.txt")
-        if result.get("key", asked.key) != asked.key:  # population based training copies trials
-            return _trial(asked, "failed", error="a scheduler gave the trial another network")
         exact = self._space.architecture(asked.proposal.genotype).metrics()
         wanted = [o.metric for o in self._objectives] + [limit.metric for limit in self._limits]
         metrics = {**exact, **{name: float(result[name]) for name in wanted if name in result}}
@@ -236,8 +235,11 @@ def trainable(
     It reports every epoch: the evaluator's metrics, the exact ones (flops, params...), `epoch`, `key` (the network's
     structural hash) and `state`, which is `ok` with the last. `training_iteration` is the epoch. The last epoch is
     reported with the final metrics. A network that diverges ends with NaN, one that fails otherwise with an error.
-    Checkpoints, for which `tune.CheckpointConfig` asks, hold what the evaluator leaves in its folder. A mapping
-    `evaluator` in the configuration, as PBT may mutate it, sets attributes of the evaluator for the trial.
+    Checkpoints, for which `tune.CheckpointConfig` asks, hold what the evaluator leaves in its folder.
+
+    Population based training takes no searcher: give it genotypes in `param_space`, as
+    `{"genotype": tune.grid_search([space.sample(rng) for _ in range(8)])}`. What it mutates are attributes of the
+    evaluator: a mapping `evaluator` in the configuration sets them for one trial.
 
     Args:
         device, threads: passed to `Evaluator.open`.
@@ -258,12 +260,13 @@ class Evaluation(Stepwise):
 
     def _begin(self) -> None:
         self._reported = 0.0
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+        self._leave()
+        # A name of its own: the actor that had a paused trial before may be tidying up while this one goes on with it.
+        self._folder = Path(tempfile.mkdtemp(dir=self.logdir, prefix="evaluation-"))
 
-    @property
-    def _folder(self) -> Path:
-        return Path(self.logdir) / "evaluation"
+    def _leave(self) -> None:
+        if hasattr(self, "_folder"):
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def job(self) -> Job:
         options = self.config.get("evaluator", {})
@@ -311,4 +314,4 @@ class Evaluation(Stepwise):
 
     def cleanup(self) -> None:
         super().cleanup()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._leave()

@@ -12,6 +12,8 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any
 
+import ray
+
 from nas.errors import PluginError, Stop, plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Job, run_job
@@ -56,6 +58,10 @@ class Broken:
 Event = Ready | Reported | Done | Broken
 
 
+MAIL = "mail"
+"""Ray's thread for `events`, which waits most of the time."""
+
+
 class Worker:
     """The actor. Evaluates in a thread of its own, so that the driver can always reach it.
 
@@ -63,6 +69,8 @@ class Worker:
         parts: references to the evaluator and the task in Ray's object store.
         device, threads: for `Evaluator.open`.
         place: where the driver is.
+
+    Ray runs `events` in a thread of its own, and the other calls one after the other in the order of sending.
 
     The driver calls `take` with jobs and keeps one `events` call outstanding, which returns as soon as there is
     something: so a call carries as many results as have come together, one of a long evaluation, dozens of short ones.
@@ -93,6 +101,7 @@ class Worker:
         """Tell the job that waits at a rung whether to go on."""
         self._answers.put(go_on)
 
+    @ray.method(concurrency_group=MAIL)
     def events(self) -> list[Event]:
         """All that has happened since the last call, and at least one event."""
         found = [self._events.get()]
@@ -101,8 +110,6 @@ class Worker:
         return found
 
     def _run(self) -> None:
-        import ray
-
         try:
             evaluator, task = self._fetch()
             with plugin_errors(evaluator):
@@ -122,8 +129,6 @@ class Worker:
 
     def _fetch(self) -> tuple[Evaluator, Task]:
         """Evaluator and task from the object store: on this machine, images are there once for all workers."""
-        import ray
-
         try:
             evaluator, task = ray.get(list(self._parts))
         except ray.exceptions.RayError as error:

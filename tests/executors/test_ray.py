@@ -355,4 +355,3 @@ def test_modules_of_the_current_folder_hide_no_library(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "4 ok" in done.stdout
-
