@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nas import keep, pareto, reach
+from nas.architecture import Architecture
 from nas.errors import GraphError, SpaceError, Stop, plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, Job, OnReport, Outcome
@@ -86,6 +87,7 @@ class Search:
         self._running: dict[str, int] = {}  # key to the number of the trial being evaluated
         self._waiting: defaultdict[str, list[Asked]] = defaultdict(list)  # the same network, asked again meanwhile
         self._halving = Halving(plan.rungs, plan.eta, plan.objectives)
+        self._to_submit: list[Job] = []
         self._durations: list[float] = []  # of evaluated trials (s), sorted
         self._futile = 0
         self._started = time.monotonic()
@@ -102,6 +104,9 @@ class Search:
             self._recover()
             while True:
                 self._fill()
+                self.store.sync()  # all that was told and asked in this round, at once: the dearest part of a round
+                while self._to_submit:
+                    self._executor.submit(self._to_submit.pop(0))
                 if not self._running:
                     break
                 for outcome in self._executor.wait():
@@ -222,9 +227,9 @@ class Search:
         elif key in self._known:
             self._tell(_copy(self._known[key], common))
         else:
-            self._start(self.store.ask(proposal, key=key, seed=seed, budget=self.evaluator.budget))
+            self._start(self.store.ask(proposal, key=key, seed=seed, budget=self.evaluator.budget), architecture)
 
-    def _start(self, asked: Asked) -> None:
+    def _start(self, asked: Asked, architecture: Architecture | None = None) -> None:
         if asked.key in self._known:  # a duplicate whose first evaluation ended before the run was interrupted
             self._tell(_copy(self._known[asked.key], _common(asked)))
         elif asked.key in self._running:
@@ -233,10 +238,10 @@ class Search:
         else:
             self._futile = 0
             self._running[asked.key] = asked.number
-            self._executor.submit(self._job(asked))
+            self._to_submit.append(self._job(asked, architecture))
 
-    def _job(self, asked: Asked) -> Job:
-        architecture = self.space.architecture(asked.proposal.genotype)
+    def _job(self, asked: Asked, architecture: Architecture | None) -> Job:
+        architecture = architecture or self.space.architecture(asked.proposal.genotype)
         workdir = self.store.workdir(asked.number)
         timeout, rungs = self.plan.trial_timeout, self.plan.rungs
         return Job(asked.number, architecture, asked.seed, asked.budget, workdir, timeout, rungs)
@@ -252,7 +257,7 @@ class Search:
         if outcome.retry:
             if self.store.retries.get(job.number, 0) < RETRIES:
                 self.store.retry(job.number, result.error or "the worker was lost")
-                self._executor.submit(job)
+                self._to_submit.append(job)
                 return
             result = Result("failed", error=f"{result.error or 'the worker was lost'} ({RETRIES + 1} times)")
         metrics = {**job.architecture.metrics(), **result.metrics} if result.state in ("ok", "stopped") else {}
@@ -278,11 +283,12 @@ class Search:
     def _tell(self, trial: Trial) -> None:
         trial = replace(trial, elapsed=round(self.seconds, 3))
         self.store.tell(trial)
-        before = {t.number for t in self.front}
+        before = self.front
         self._learn(trial)
         if trial.evaluated:
             front = {t.number for t in self.front}
-            keep.after(self.store, trial.number, front, before - front)
+            left = {t.number for t in before} - front if self.front is not before else ()
+            keep.after(self.store, trial.number, front, left)
         else:
             self._count_futile()
         if self._on_trial is not None:
@@ -297,7 +303,14 @@ class Search:
         self.evaluated += 1
         insort(self._durations, trial.seconds)
         self._known[trial.key] = trial
-        self.front = pareto.front([*self.front, trial], self.plan.objectives)
+        if trial.ok and not self._dominated(trial):
+            self.front = pareto.front([*self.front, trial], self.plan.objectives)
+
+    def _dominated(self, trial: Trial) -> bool:
+        """Whether the front has one that is as good in everything, as nearly always."""
+        mine = [o.cost(trial.metrics) for o in self.plan.objectives]
+        costs = ([o.cost(t.metrics) for o in self.plan.objectives] for t in self.front)
+        return any(all(a <= b for a, b in zip(theirs, mine, strict=True)) for theirs in costs)
 
     # -- giving up ---------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from io import FileIO
 from pathlib import Path
@@ -61,6 +62,8 @@ class Run:
         self.retries: dict[int, int] = {}
         self.proposals = 0
         self._file: FileIO | None = None
+        self._synced = 0  # length of the journal that is certainly on disk
+        self._unsynced = False
 
     # -- opening -----------------------------------------------------------------------------------------------
 
@@ -115,13 +118,17 @@ class Run:
         data = file.read()
         if data and not data.endswith(b"\n"):
             file.truncate(data.rfind(b"\n") + 1)
+        self._synced = file.seek(0, os.SEEK_END)
         self._file = file
 
     def close(self) -> None:
         """Let go of the journal."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            try:
+                self.sync()
+            finally:
+                self._file.close()
+                self._file = None
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Write `run.json` anew."""
@@ -140,7 +147,7 @@ class Run:
     # -- writing -----------------------------------------------------------------------------------------------
 
     def ask(self, proposal: Proposal, *, key: str, seed: int, budget: float | None) -> Asked:
-        """Record a proposal about to be evaluated; it is on disk when this returns."""
+        """Record a proposal to be evaluated; `sync` before it is."""
         asked = Asked(self.proposals, proposal, key, seed, budget)
         event = {"event": "asked", "number": asked.number, "genotype": proposal.genotype, "note": proposal.note,
                  "key": key, "seed": seed, "budget": budget}  # fmt: skip
@@ -153,7 +160,7 @@ class Run:
         if any(known == epoch for known, _ in self.curves.get(number, ())):
             return
         event = {"event": "report", "number": number, "epoch": epoch, "metrics": dict(metrics)}
-        self._append(event, sync=False)
+        self._append(event)
         self._apply(event)
 
     def retry(self, number: int, reason: str) -> None:
@@ -163,7 +170,7 @@ class Run:
         self._apply(event)
 
     def tell(self, trial: Trial) -> None:
-        """Record a finished proposal; it is on disk when this returns."""
+        """Record a finished proposal. Written at once: only the machine's own end can lose it before `sync`."""
         event: dict[str, Any] = {"event": "told", "number": trial.number, "state": trial.state}
         left_out = {"number", "state"} | ({"genotype", "key", "note", "seed"} if trial.number in self.asked else set())
         for field in fields(trial):
@@ -173,18 +180,32 @@ class Run:
         self._append(event)
         self._apply(event)
 
-    def _append(self, event: Mapping[str, Any], *, sync: bool = True) -> None:
+    def sync(self) -> None:
+        """Have all that was recorded on disk when this returns."""
+        if self._file is not None and self._unsynced:
+            with self._writing(self._synced):
+                os.fsync(self._file.fileno())
+            self._synced = self._file.seek(0, os.SEEK_END)
+            self._unsynced = False
+
+    def _append(self, event: Mapping[str, Any]) -> None:
         if self._file is None:
             raise RunError(f"run {self.path} is open for reading only")
         line = json.dumps(event, allow_nan=False, separators=(",", ":"), default=_plain).encode() + b"\n"
-        at = self._file.seek(0, os.SEEK_END)
-        try:
+        with self._writing(self._file.seek(0, os.SEEK_END)):
             while line:  # the file is not buffered, so a full disk shows here and not when it is closed
                 line = line[self._file.write(line) :]
-            if sync:
-                os.fsync(self._file.fileno())
+        self._unsynced = True
+
+    @contextmanager
+    def _writing(self, at: int) -> Iterator[None]:
+        """What cannot be written is taken back to length `at`, and one clear error."""
+        assert self._file is not None
+        try:
+            yield
         except OSError as error:
             self._file.truncate(at)
+            self._unsynced = False
             raise RunError(
                 f"{self.path / 'trials.jsonl'}: {error.strerror}; free some space, then `nas resume {self.path}`"
             ) from None

@@ -107,8 +107,9 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
+    run.ask(Proposal({"a": 4}), key="k4", seed=8, budget=None)
     with pytest.raises(RunError, match=r"No space left on device; free some space, then `nas resume"):
-        run.ask(Proposal({"a": 4}), key="k4", seed=8, budget=None)
+        run.sync()
     monkeypatch.undo()
     assert journal.read_bytes() == before
     run.close()

@@ -10,6 +10,7 @@ from typing import Any
 from nas.errors import plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, Job, OnReport, Outcome, run_job
+from nas.storage import Storage, staged
 
 
 class Local(Executor):
@@ -18,11 +19,16 @@ class Local(Executor):
     Args:
         evaluator, task, device, threads: the evaluator is opened once with the others.
         on_report: called for each report of the running job.
+        storage: URL at which the files of trials are kept, None for the run folder.
     """
 
-    def __init__(self, evaluator: Evaluator, task: Task, *, device: str, threads: int, on_report: OnReport) -> None:
+    def __init__(
+        self, evaluator: Evaluator, task: Task, *, device: str, threads: int, on_report: OnReport,
+        storage: str | None = None,
+    ) -> None:  # fmt: skip
         self._evaluator, self._task, self._device, self._threads = evaluator, task, device, threads
         self._on_report = on_report
+        self._storage = None if storage is None else Storage(storage)
         self._jobs: deque[Job] = deque()
 
     def start(self) -> None:
@@ -40,7 +46,8 @@ class Local(Executor):
         if not self._jobs:
             return []
         job = self._jobs.popleft()
-        return [Outcome(job, run_job(self._evaluator, job, self._on_report))]
+        with staged(self._storage, job, self._on_report) as (here, report):
+            return [Outcome(job, run_job(self._evaluator, here, report))]
 
     def cancel(self, job: Job) -> None:
         self._jobs.remove(job)

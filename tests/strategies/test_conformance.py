@@ -46,6 +46,16 @@ class TestTpe(Named):
     name = "tpe"
 
 
+class TestReinforcement(Named):
+    __test__ = True
+    name = "rl"
+
+
+class TestPredictor(Named):
+    __test__ = True
+    name = "predictor"
+
+
 OWN_SPACE = {"scaling"}  # searches a space of its own: see test_scaling.py
 
 
