@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.architecture import Architecture
+from nas.errors import OutOfMemory
 from nas.evaluator import Evaluator, Report, Task
 from nas.torch.recipe import Recipe
 from nas.trial import Metric
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from nas.torch.data import Split
 
 
@@ -48,10 +51,28 @@ class Train(Evaluator):
         self, arch: Architecture, *, seed: int, budget: float | None, workdir: Path, report: Report
     ) -> Mapping[str, float]:
         from nas.export.weights import save
+
+        recipe: Recipe | None = self.recipe
+        while recipe is not None:
+            smaller = recipe.halved()
+            try:
+                module, metrics = self._fit(arch, recipe, seed, budget, workdir, report)
+                break
+            except OutOfMemory:
+                if smaller is None:
+                    raise
+            recipe = smaller
+        save(module, workdir / "weights.safetensors", key=arch.key())
+        return metrics
+
+    def _fit(
+        self, arch: Architecture, recipe: Recipe, seed: int, budget: float | None, workdir: Path, report: Report
+    ) -> tuple[nn.Module, dict[str, float]]:
         from nas.torch.loader import Augment, Batches
         from nas.torch.train import fit
 
-        recipe, data = self.recipe, self.data
+        data, is_shrunk = self.data, recipe.batch != self.recipe.batch
+        checkpoint = workdir / (f"checkpoint-{recipe.batch}.pt" if is_shrunk else "checkpoint.pt")
         channels, height, width = arch.input_shape
         train, validation = self._splits(height, width)
         common: dict[str, Any] = {"mean": data.mean, "std": data.std, "device": self.device,
@@ -65,10 +86,9 @@ class Train(Evaluator):
             Batches(validation, batch=max(recipe.batch, 256), **common),
             recipe,
             seed=seed, device=self.device, epochs=None if budget is None else int(budget),
-            checkpoint=workdir / "checkpoint.pt", report=report, deadline=report.remaining,
+            checkpoint=checkpoint, report=report, deadline=report.remaining,
         )  # fmt: skip
-        save(module, workdir / "weights.safetensors", key=arch.key())
-        return metrics
+        return module, metrics | ({"batch": float(recipe.batch)} if is_shrunk else {})
 
     def _splits(self, height: int, width: int) -> tuple[Split, Split]:
         """Training and validation images on the device, resized once for each of the last resolutions."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from nas.errors import ConfigError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+SMALLEST = 8
+"""Batch below which none is halved: batch norm needs a few images."""
 
 _PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 _NUMBER = (int, float)
@@ -26,6 +29,7 @@ _RULES: Mapping[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]]
     "augment": (bool, lambda v: True, "true or false"),
     "precision": (str, _PRECISIONS.__contains__, ", ".join(_PRECISIONS)),
     "channels_last": (bool, lambda v: True, "true or false"),
+    "shrink": (bool, lambda v: True, "true or false"),
 }
 
 
@@ -50,6 +54,8 @@ class Recipe:
         precision: of the forward pass; "auto" is float32 on a CPU, and on a GPU bfloat16 or, where that
             is not in hardware, float16.
         channels_last: memory format of activations and weights.
+        shrink: start a trial that runs out of memory again with half the batch, and so on down to 8; then the
+            metric "batch" says which it was. The learning rate falls by the root of 2 each time.
 
     Raises ConfigError if a value is out of range.
     """
@@ -66,6 +72,7 @@ class Recipe:
     augment: bool = False
     precision: Precision = "auto"
     channels_last: bool = True
+    shrink: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -76,6 +83,12 @@ class Recipe:
                 raise ConfigError(f"{field.name}: expected {expected}, got {value!r}")
         if self.warmup >= self.epochs:
             raise ConfigError(f"warmup: expected fewer than all {self.epochs} epochs, got {self.warmup}")
+
+    def halved(self) -> Recipe | None:
+        """The recipe for half the batch, None if it is small enough as it is."""
+        if not self.shrink or self.batch < 2 * SMALLEST:
+            return None
+        return replace(self, batch=self.batch // 2, lr=self.lr / math.sqrt(2))
 
     def lr_at(self, epoch: float) -> float:
         """Learning rate of the step that ends `epoch` epochs after the start, 0 < epoch <= epochs."""

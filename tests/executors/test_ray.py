@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nas.evaluators.train import Train
 from nas.strategies.random import Random
 from toys import Accident, Looks, Toy
 
@@ -21,6 +22,7 @@ from nas.evaluator import Evaluator, Task
 from nas.executors.base import OnReport
 from nas.executors.cluster import Cluster, cores, prune
 from nas.executors.ray import Pool
+from nas.plugins import make_space
 from nas.search import Plan, Search
 from nas.store import Run
 from nas.testing import ACCURACY, FLOPS, toy_metrics, toy_space
@@ -217,6 +219,42 @@ def test_images_are_read_from_the_object_store_without_a_copy(tmp_path: Path) ->
     pool = Pool(Cluster(workers=WORKERS), evaluator, task, device="cpu", threads=0, on_report=lambda *_: None)
     pool.start()
     pool.close()
+
+
+class Cramped(Train):
+    """On a device where no more than 20 images have room."""
+
+    def open(self, task: Task, *, device: str, threads: int) -> None:
+        import torch
+
+        super().open(task, device=device, threads=threads)
+
+        def check(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+            if torch.is_grad_enabled() and len(inputs[0]) > 20:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+        torch.nn.modules.module.register_module_forward_pre_hook(check)
+
+
+@pytest.mark.parametrize("shrink", [False, True])
+def test_out_of_device_memory_is_a_state_or_a_smaller_batch(tmp_path: Path, shrink: bool) -> None:
+    task = Task.of("digits", limit=200)
+    space = make_space("mobile", task.input_shape, task.classes, {})
+    evaluator = Cramped(epochs=1, batch=64, shrink=shrink)
+    plan = Plan((ACCURACY, FLOPS), trials=2)
+
+    def pool(on_report: OnReport) -> Pool:
+        return Pool(Cluster(workers=1), evaluator, task, device="cpu", threads=1, on_report=on_report)
+
+    search = Search(Run.create(tmp_path / "run", {}), space, Random(space, plan.objectives), evaluator, plan, pool)
+    search.prepare(task, device="cpu")
+    search.run()
+    trials = [trial for trial in search.store.trials if trial.evaluated]
+    assert {trial.state for trial in trials} == {"ok" if shrink else "out_of_memory"}
+    if shrink:
+        assert {trial.metrics["batch"] for trial in trials} == {16}
+    else:
+        assert all("a smaller network or batch needs less" in (trial.error or "") for trial in trials)
 
 
 # -- whole processes -----------------------------------------------------------------------------------------------
