@@ -59,6 +59,11 @@ class Executor(ABC):
         """Open the workers; returns when one can take a job. Raises NasError for what keeps them all from opening."""
 
     @property
+    def about(self) -> str:
+        """One line on who does the work, for the user; empty if there is nothing to say."""
+        return ""
+
+    @property
     @abstractmethod
     def capacity(self) -> int:
         """How many jobs it can hold now, at least one; changes while workers come and go."""

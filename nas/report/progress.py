@@ -24,10 +24,12 @@ def watch(make: Callable[[OnTrial], Search]) -> None:
     """Run the search that `make` builds, show how it goes, and print the front at the end."""
     console = Console()
     display = _Live(console) if console.is_terminal else _Lines(console)
-    search = make(display.on_trial)
+    with console.status("starting"):  # Ray takes seconds
+        search = make(display.on_trial)
     path = search.store.path
     about = search.store.config.get("task", {}).get("about")
-    for line in (f"run {path}", *([f"data {about}"] if about else [])):
+    lines = [f"run {path}", f"data {about}" if about else "", f"workers {search.workers}" if search.workers else ""]
+    for line in filter(None, lines):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     try:
         with _interruptible(search, console), display.showing(search):
@@ -57,6 +59,7 @@ def _finish(search: Search, console: Console) -> None:
         )
     results.save_front()
     picture = plot.save_front(results, path / "front.png")
+    search.store.publish()
     console.print(f"front  {picture}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"next   nas export {path} --arch best", highlight=False, markup=False, soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -100,3 +101,16 @@ def test_a_cluster_that_is_too_small_is_waited_for(tmp_path: Path, nodes: Any, m
     made = search(tmp_path / "yes", nodes, Looks(), 2, workers=1, cpus=1, patience=60)
     made.run()
     assert made.evaluated == 2
+
+
+def gpus_in_sight() -> str:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def test_the_long_job_gets_the_gpus_that_it_asks_for(nodes: Any) -> None:
+    nodes.add_node(num_cpus=2, num_gpus=2)
+    cluster = Cluster(address=nodes.address, workers=1, cpus=1)
+    pool = Pool(cluster, Looks(), TASK, device="cpu", threads=0, on_report=lambda *_: None)
+    seen = [pool.run_once(gpus_in_sight, {"GPU": gpus}).result() for gpus in (2, 1, 0)]
+    pool.close()
+    assert [len(text.split(",")) if text else 0 for text in seen] == [2, 1, 0]

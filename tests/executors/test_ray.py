@@ -323,7 +323,9 @@ def test_a_killed_driver_leaves_nothing_running_and_is_resumed(tmp_path: Path) -
     assert len(asked) == len(set(asked)) == 10
     # Quiet: our own lines and nothing else, and what the killed one had left of Ray's files is gone.
     assert done.stderr == ""
-    assert all(re.match(r"(run|trial|front|next|flops:|\d+ |\S+: \d+ ok)", line) for line in done.stdout.splitlines())
+    assert all(
+        re.match(r"(run|workers|trial|front|next|flops:|\d+ |\S+: \d+ ok)", line) for line in done.stdout.splitlines()
+    )
     prune()
     assert not descendants(mark)
 
