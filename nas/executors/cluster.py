@@ -10,7 +10,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,20 @@ class Cluster:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
+    def run_once(self, function: Callable[[], Any], resources: Mapping[str, float]) -> Future[Any]:
+        """Call a function on some machine, with `CPU` and `GPU` of `resources`; waits for it."""
+        import ray
+
+        amounts = {"num_cpus": resources.get("CPU", self.cpus), "num_gpus": resources.get("GPU", 0)}
+        task = ray.remote(_call).options(max_retries=0, **amounts)
+        packed = ray.cloudpickle.dumps(function)  # type: ignore[no-untyped-call]
+        future: Future[Any] = Future()
+        try:
+            future.set_result(ray.get(task.remote(packed, Place.here(amounts["num_gpus"]))))
+        except ray.exceptions.RayTaskError as error:  # many pages; what was raised there is one line
+            future.set_exception(error.cause)
+        return future
+
     def _connect(self) -> None:
         import ray
 
@@ -92,8 +107,7 @@ class Cluster:
         options["logging_level"] = logging.INFO if self.verbose else logging.ERROR
         if self.address is None:
             prune()
-            self._folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_temporary()))
-            where = self._folder
+            where = self._folder = scratch()
             options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False, "_temp_dir": str(where)}
         else:
             options["address"] = _probe(self.address)
@@ -113,8 +127,6 @@ class Cluster:
         """The runtime environment: the user's, and what ours needs."""
         environment = {**self._runtime_env}
         variables = {"GOMP_SPINCOUNT": "2000", **environment.get("env_vars", {})}  # see `nas.cli.main`
-        if not self.gpus:
-            variables.setdefault("CUDA_VISIBLE_DEVICES", "")  # without a share of a GPU, keep hands off it
         environment["env_vars"] = variables
         if self.address is not None and "working_dir" not in environment:
             environment["py_modules"] = [*environment.get("py_modules", ()), *user_code()]
@@ -152,6 +164,15 @@ class Cluster:
     def places(self) -> int:
         """How many workers the cluster holds, as large as it is now."""
         return sum(self._fits(resources) for resources in self._machines())
+
+    @property
+    def about(self) -> str:
+        """Who does the work, in a line."""
+        each = f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+        missing = self.workers - self.places()
+        where = f"the cluster at {self.address}" if self.address else "this machine"
+        waiting = f"; {missing} wait for it to grow" if missing > 0 else ""
+        return f"{self.workers} with {each} each, on {where}{waiting}"
 
     def _machines(self) -> list[Mapping[str, float]]:
         """What each machine of the cluster has."""
@@ -195,23 +216,33 @@ def cores() -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the driver works and finds modules."""
+    """Where the driver works and finds modules; `gpus` that a worker was given."""
 
     folder: str
     path: tuple[str, ...]
+    gpus: float
 
     @classmethod
-    def here(cls) -> Place:
+    def here(cls, gpus: float) -> Place:
         """That of this process."""
         folder = os.getcwd()
-        return cls(folder, tuple(os.path.abspath(entry) for entry in [*sys.path, folder]))
+        return cls(folder, tuple(os.path.abspath(entry) for entry in [*sys.path, folder]), gpus)
 
 
 def settle(place: Place) -> None:
     """In a worker: work where the driver does, and find modules where it does, but after all libraries."""
+    if not place.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all in sight of who was given none
     if Path(place.folder).is_dir():
         os.chdir(place.folder)
     sys.path.extend(entry for entry in dict.fromkeys(place.path) if entry not in sys.path and Path(entry).is_dir())
+
+
+def _call(packed: bytes, place: Place) -> Any:
+    import ray
+
+    settle(place)  # before the function is unpacked: it may be of a class that is found only then
+    return ray.cloudpickle.loads(packed)()
 
 
 def user_code() -> list[str]:
@@ -228,8 +259,13 @@ def user_code() -> list[str]:
     return list(found)
 
 
+def scratch() -> Path:
+    """A new temporary folder, which `prune` removes if this process does not live to do so."""
+    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_temporary()))
+
+
 def prune() -> None:
-    """Remove what killed searches have left of Ray's files: Ray never does."""
+    """Remove the temporary folders of killed processes: searches leave Ray's files, workers those of a trial."""
     for folder in Path(_temporary()).glob(f"{PREFIX}[0-9]*-*"):
         pid = folder.name.removeprefix(PREFIX).partition("-")[0]
         if pid.isdecimal() and not Path(f"/proc/{pid}").exists():

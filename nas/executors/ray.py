@@ -13,7 +13,7 @@ from typing import Any
 from nas.errors import NasError, PluginError, RunError, Stop
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, Job, OnReport, Outcome
-from nas.executors.cluster import Cluster, Place, settle
+from nas.executors.cluster import Cluster, Place
 from nas.executors.worker import MAIL, Broken, Done, Event, Ready, Reported, Worker, package_version
 from nas.trial import Result
 
@@ -67,13 +67,15 @@ class Pool(Executor):
         evaluator, task: sent once per node, through Ray's object store; the images are read there without a copy.
         device, threads: for `Evaluator.open`; `threads` 0 for as many as a worker has CPUs.
         on_report: called for each report of a running job.
+        storage: URL through which the files of trials travel; None if all machines see the run folder.
     """
 
     def __init__(
         self, cluster: Cluster, evaluator: Evaluator, task: Task, *, device: str, threads: int, on_report: OnReport,
+        storage: str | None = None,
     ) -> None:  # fmt: skip
         self._cluster, self._evaluator, self._task, self._on_report = cluster, evaluator, task, on_report
-        self._device, self._threads = device, threads or cluster.threads
+        self._device, self._threads, self._storage = device, threads or cluster.threads, storage
         self._members: list[_Member] = []
         self._waiting: deque[Job] = deque()
         self._alone: set[int] = set()  # jobs that were with a worker when it died
@@ -84,13 +86,7 @@ class Pool(Executor):
     # -- the contract ------------------------------------------------------------------------------------------
 
     def run_once(self, function: Callable[[], Any], resources: Mapping[str, float]) -> Future[Any]:
-        import ray
-
-        amounts = {"num_cpus": resources.get("CPU", self._cluster.cpus), "num_gpus": resources.get("GPU", 0)}
-        task = ray.remote(_call).options(max_retries=0, **amounts)
-        packed = ray.cloudpickle.dumps(function)  # type: ignore[no-untyped-call]
-        future: Future[Any] = task.remote(packed, Place.here()).future()
-        return future
+        return self._cluster.run_once(function, resources)
 
     def start(self) -> None:
         import ray
@@ -100,6 +96,10 @@ class Pool(Executor):
             self._hire()
         while not self._ready():
             self._collect(1.0)
+
+    @property
+    def about(self) -> str:
+        return self._cluster.about
 
     @property
     def capacity(self) -> int:
@@ -147,7 +147,8 @@ class Pool(Executor):
         options: dict[str, Any] = {**self._cluster.resources, "max_restarts": 0, "max_task_retries": 0}
         remote: Any = ray.remote  # its types do not know this option
         actor = remote(concurrency_groups={MAIL: 1})(Worker).options(**options)
-        handle = actor.remote(self._parts, device=self._device, threads=self._threads, place=Place.here())
+        how = {"device": self._device, "threads": self._threads, "storage": self._storage}
+        handle = actor.remote(self._parts, place=Place.here(self._cluster.gpus), **how)
         self._members.append(_Member(handle, handle.events.remote(), failures))
 
     def _dismiss(self, member: _Member) -> None:
@@ -317,13 +318,6 @@ class Pool(Executor):
             error = f"hung: did not end by itself {GRACE:g} s after the time limit of {job.timeout:g} s"
             outcomes.append(Outcome(job, Result("timed_out", {}, None, now - member.since, member.name, error)))
         return outcomes
-
-
-def _call(function: bytes, place: Place) -> Any:
-    import ray
-
-    settle(place)  # before the function is unpacked: it may be of a class that is found only then
-    return ray.cloudpickle.loads(function)()
 
 
 def _cause(error: Exception, pid: str) -> tuple[str, bool]:

@@ -15,6 +15,7 @@ from nas.errors import NasError, Stop, plugin_errors
 from nas.evaluator import Evaluator
 from nas.executors.base import Job, run_job
 from nas.executors.cluster import settle
+from nas.storage import Storage, staged
 from nas.trial import Result
 
 ENDING = 10.0
@@ -27,6 +28,7 @@ class Stepwise(tune.Trainable):
     def setup(self, config: dict[str, Any], **given: Any) -> None:
         """Open `given["evaluator"]` for the task, device and threads that are given too."""
         self._evaluator: Evaluator = given["evaluator"]
+        self._files = Storage(given["storage"]) if given.get("storage") else None
         self._evaluating: threading.Thread | None = None
         with plugin_errors(self._evaluator):
             self._evaluator.open(given["task"], device=given["device"], threads=given["threads"])
@@ -58,7 +60,9 @@ class Stepwise(tune.Trainable):
 
     def _evaluate(self, job: Job) -> None:
         try:
-            self._said.put({**self.finished(run_job(self._evaluator, job, self._on_report)), "done": True})
+            with staged(self._files, job, self._on_report) as (here, report):
+                result = run_job(self._evaluator, here, report)
+            self._said.put({**self.finished(result), "done": True})
         except BaseException as error:  # raised where it can be seen
             self._said.put(error)
 

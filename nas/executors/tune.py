@@ -23,7 +23,6 @@ from typing import Any
 
 import ray
 from ray import cloudpickle, tune
-from ray.exceptions import RayTaskError
 from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
@@ -31,7 +30,7 @@ from ray.tune.search import Searcher
 from nas.errors import PluginError, RunError, Stop, plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, Job, OnReport, Outcome
-from nas.executors.cluster import Cluster, Place, settle
+from nas.executors.cluster import Cluster, Place
 from nas.executors.stepwise import Parcel, Worker
 from nas.trial import Result
 
@@ -55,16 +54,22 @@ class Tune(Executor):
         evaluator, task: sent to each worker once, through Ray's object store.
         device, threads: for `Evaluator.open`; `threads` 0 for as many as a worker has CPUs.
         on_report: called in `wait` for each report of a job, which waits meanwhile; may raise Stop.
+        storage: URL through which the files of trials travel; None if all machines see the run folder.
     """
 
     def __init__(
         self, cluster: Cluster, evaluator: Evaluator, task: Task, *, device: str, threads: int, on_report: OnReport,
+        storage: str | None = None,
     ) -> None:  # fmt: skip
         self._cluster, self._evaluator, self._task, self._on_report = cluster, evaluator, task, on_report
-        self._given = {"device": device, "threads": threads or cluster.threads}
+        self._given = {"device": device, "threads": threads or cluster.threads, "storage": storage}
         self._desk = _Desk()
         self._thread: threading.Thread | None = None
         cluster.open()
+
+    @property
+    def about(self) -> str:
+        return f"{self._cluster.about}, in Ray Tune"
 
     @property
     def capacity(self) -> int:
@@ -74,7 +79,7 @@ class Tune(Executor):
         """Start Tune, in a thread of its own. Raises PluginError for an evaluator that cannot be sent to a worker."""
         with plugin_errors(self._evaluator):
             parts = [ray.put(self._evaluator), ray.put(self._task)]
-        worker = tune.with_parameters(Worker, parts=parts, place=Place.here(), **self._given)
+        worker = tune.with_parameters(Worker, parts=parts, place=Place.here(self._cluster.gpus), **self._given)
         worker = tune.with_resources(worker, {"cpu": self._cluster.cpus, "gpu": self._cluster.gpus})
         self._thread = threading.Thread(target=self._fit, args=(worker,), name="tune", daemon=True)
         self._thread.start()
@@ -134,20 +139,7 @@ class Tune(Executor):
                     trial.cancelled, trial.deadline = True, 0.0
 
     def run_once(self, function: Callable[[], Any], resources: Mapping[str, float]) -> Future[Any]:
-        amounts = {"num_cpus": resources.get("CPU", self._cluster.cpus), "num_gpus": resources.get("GPU", 0)}
-        task: Any = ray.remote(_call).options(max_retries=0, **amounts)
-        future: Future[Any] = Future()
-
-        def finish(done: Future[Any]) -> None:
-            error = done.exception()
-            if error is None:
-                future.set_result(done.result())
-            else:
-                future.set_exception(error.cause if isinstance(error, RayTaskError) else error)
-
-        data = cloudpickle.dumps(function)  # type: ignore[no-untyped-call]
-        task.remote(data, Place.here()).future().add_done_callback(finish)
-        return future
+        return self._cluster.run_once(function, resources)
 
     def close(self, now: bool = False) -> None:
         with self._desk.changed:
@@ -337,8 +329,3 @@ def _quiet(verbose: bool) -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
-
-
-def _call(function: bytes, place: Place) -> Any:
-    settle(place)
-    return cloudpickle.loads(function)()

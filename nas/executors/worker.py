@@ -18,6 +18,7 @@ from nas.errors import PluginError, Stop, plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Job, run_job
 from nas.executors.cluster import Place, settle
+from nas.storage import Storage, staged
 from nas.trial import Result
 
 
@@ -69,6 +70,7 @@ class Worker:
         parts: references to the evaluator and the task in Ray's object store.
         device, threads: for `Evaluator.open`.
         place: where the driver is.
+        storage: URL through which the files of trials travel; None if all machines see the run folder.
 
     Ray runs `events` in a thread of its own, and the other calls one after the other in the order of sending.
 
@@ -76,9 +78,12 @@ class Worker:
     something: so a call carries as many results as have come together, one of a long evaluation, dozens of short ones.
     """
 
-    def __init__(self, parts: Sequence[Any], *, device: str, threads: int, place: Place) -> None:
+    def __init__(
+        self, parts: Sequence[Any], *, device: str, threads: int, place: Place, storage: str | None = None
+    ) -> None:
         settle(place)  # before the parts are fetched: they may be of classes that are found only then
         self._parts, self._device, self._threads = parts, device, threads
+        self._storage = None if storage is None else Storage(storage)
         self._jobs: SimpleQueue[Job] = SimpleQueue()
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._answers: SimpleQueue[bool] = SimpleQueue()
@@ -112,6 +117,8 @@ class Worker:
     def _run(self) -> None:
         try:
             evaluator, task = self._fetch()
+            if self._device == "cuda":
+                _keep_to_its_share()
             with plugin_errors(evaluator):
                 evaluator.open(task, device=self._device, threads=self._threads)
             self._events.put(Ready(_name(), ray.get_runtime_context().get_node_id(), package_version()))
@@ -122,7 +129,8 @@ class Worker:
                         self._dropped.discard(job.number)
                         continue
                 self._passed = {}
-                result = run_job(evaluator, job, self._report)
+                with staged(self._storage, job, self._report) as (here, report):
+                    result = run_job(evaluator, here, report)
                 self._events.put(Done(job.number, replace(result, worker=_name())))
         except BaseException as error:  # the thread has no caller: the driver is to know
             self._events.put(Broken(error))
@@ -146,6 +154,19 @@ class Worker:
         self._events.put(Reported(job.number, epoch, dict(metrics), waits))
         if waits and not self._answers.get():
             raise Stop(f"ended at epoch {epoch:g}")
+
+
+def _keep_to_its_share() -> None:
+    """Let a worker with a fraction of a GPU take no more of the memory, so that who takes too much is who fails.
+
+    Not run on a GPU yet.
+    """
+    import torch
+
+    context: Any = ray.get_runtime_context()
+    share = context.get_assigned_resources().get("GPU", 1.0)
+    if share < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
 
 
 def _name() -> str:
