@@ -17,17 +17,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from nas.search_spaces.nasbench_macro import code
 from nas.strategies.predictor import Predictor
 from nas.strategies.surrogates import Features, GaussianProcess, Scale, Warp
 
 from nas import pareto
+from nas.bench.problem import Source
 from nas.plugins import make_space, make_strategy
 from nas.space import Space
 from nas.strategy import Candidate, Strategy
 from nas.testing import ACCURACY, FLOPS, toy_space
 from nas.trial import Objective, Proposal, Trial
-from strategies import Problem  # benchmarks/strategies.py, beside this file
 
 Metrics = Callable[[Proposal], dict[str, float]]
 
@@ -109,7 +108,7 @@ def cells(values: np.ndarray) -> str:
 
 
 def surrogates(seeds: Sequence[int]) -> None:
-    problem = Problem()
+    problem = Source("nas-bench-macro", None, "accuracy,flops").load()
     mobile = make_space("mobile", (3, 32, 32), 10, {})
     print("Spearman rank correlation with the accuracy of 500 networks not seen: all, the best fifth; ms to fit\n")
     for name in ("nasbench-macro", "mobile, synthetic"):
@@ -119,7 +118,9 @@ def surrogates(seeds: Sequence[int]) -> None:
                 space = problem.space if name == "nasbench-macro" else mobile
                 rng = np.random.default_rng(seed)
                 sample = [space.sample(rng) for _ in range(n + 500)]
-                table = Synthetic(mobile, seed) if space is mobile else lambda p: problem.metrics[code(p.genotype)]
+                table = (
+                    Synthetic(mobile, seed) if space is mobile else lambda p: problem.metrics[problem.key(p.genotype)]
+                )
                 y = np.array([table(Proposal(g))["accuracy"] for g in sample])
                 costs = np.array([list(Candidate(space, g).costs.values()) for g in sample], float)
                 blocks = Features(space)(np.array([space.encode(g) for g in sample]), costs, np.zeros(len(y)))
@@ -146,17 +147,17 @@ def _correlations(predicted: np.ndarray, true: np.ndarray) -> tuple[float, float
 
 
 def table(seeds: Sequence[int]) -> None:
-    problem = Problem()
+    problem = Source("nas-bench-macro", None, "accuracy,flops").load()
     best = max(metrics["accuracy"] for metrics in problem.metrics.values())
     scores, needed, started = [], [], time.process_time()
 
     def metrics(proposal: Proposal) -> dict[str, float]:
-        return problem.metrics[code(proposal.genotype)]
+        return problem.metrics[problem.key(proposal.genotype)]
 
     for seed in seeds:
         found = search(Predictor(problem.space, [ACCURACY, FLOPS]), metrics, 100, seed)
-        values = np.array([(1 - m["accuracy"], m["flops"]) for m in found])
-        scores.append([problem._volume(values[:budget]) / problem.true for budget in (50, 100)])
+        values = np.array([(-m["accuracy"], m["flops"]) for m in found])
+        scores.append([problem.measure.hypervolume(values[:budget]) for budget in (50, 100)])
     milliseconds = (time.process_time() - started) / len(seeds) / 100 * 1e3
     print(f"{len(seeds)} seeds from {seeds[0]}; hypervolume at 50, 100:{cells(np.array(scores))}", flush=True)
     print(f"{milliseconds:.0f} ms of CPU per evaluation, on average", flush=True)

@@ -20,10 +20,10 @@ from math import log10
 from typing import Any
 
 import numpy as np
-from nas.search_spaces.nasbench_macro import code
 from nas.strategies.rl import Reinforcement
 
 from nas import pareto
+from nas.bench.problem import Source
 from nas.blocks import Chain, Conv, Head
 from nas.choices import Genotype, OneOf
 from nas.plugins import make_space, make_strategy
@@ -31,7 +31,6 @@ from nas.space import Space
 from nas.strategy import Strategy
 from nas.testing import ACCURACY, FLOPS
 from nas.trial import Trial
-from strategies import Problem  # the script beside this one
 
 BUDGETS = (50, 100, 200, 500)
 Metrics = Mapping[str, float]
@@ -39,14 +38,15 @@ Metrics = Mapping[str, float]
 
 class Macro:
     def __init__(self) -> None:
-        self.table = Problem()
+        self.table = Source("nas-bench-macro", None, "accuracy,flops").load()
         self.space = self.table.space
 
     def evaluate(self, genotype: Genotype) -> tuple[str, Metrics]:
-        return self.table.key[code(genotype)], self.table.metrics[code(genotype)]
+        key = self.table.key(genotype)
+        return key, self.table.metrics[key]
 
     def volume(self, metrics: list[Metrics]) -> float:
-        return self.table._volume(np.array([(1 - m["accuracy"], m["flops"]) for m in metrics])) / self.table.true
+        return self.table.measure.hypervolume(np.array([(-m["accuracy"], m["flops"]) for m in metrics]))
 
 
 class Invented:

@@ -6,6 +6,7 @@ FLOPs are counted as the field's papers do: one multiply-add of a convolution or
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -97,24 +98,24 @@ def cost(block: Block, *shapes: Shape) -> Analysis:
     found = known.get(shapes)
     if found is None:
         steps = block.steps()
-        found = analyse(block.lower(*shapes)) if steps is None else _sum(steps, shapes[0])
+        found = analyse(block.lower(*shapes)) if steps is None else total([part for _, part in steps], shapes[0])
         known[shapes] = found
     return found
 
 
-def _sum(steps: tuple[tuple[str, Block], ...], shape: Shape) -> Analysis:
+def total(blocks: Iterable[Block], shape: Shape) -> Analysis:
+    """Costs of blocks one after the other."""
     params = flops = depth = 0
     memory = prod(shape) * BYTES
     fh = fw = sh = sw = 1
-    for _, block in steps:
+    for block in blocks:
         # The look-up of `cost`, inlined: this loop is the hot path of scoring a neighbour.
         part = block._memory("costs").get((shape,)) or cost(block, shape)
-        params += part.params
-        flops += part.flops
-        depth += part.depth
-        if part.memory > memory:
-            memory = part.memory
-        fh, fw = fh + (part.field[0] - 1) * sh, fw + (part.field[1] - 1) * sw
-        sh, sw = sh * part.stride[0], sw * part.stride[1]
-        shape = part.shape
+        more, multiplied, peak, layers, (kh, kw), (th, tw), shape = part
+        params += more
+        flops += multiplied
+        depth += layers
+        if peak > memory:
+            memory = peak
+        fh, fw, sh, sw = fh + (kh - 1) * sh, fw + (kw - 1) * sw, sh * th, sw * tw
     return Analysis(params, flops, memory, depth, (fh, fw), (sh, sw), shape)

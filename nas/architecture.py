@@ -99,8 +99,7 @@ class Architecture:
 
     def metrics(self) -> dict[str, float]:
         """The costs that can be objectives or limits, known before any training."""
-        a = self.analysis
-        return {"flops": a.flops, "params": a.params, "memory": a.memory, "depth": a.depth}
+        return metrics(self.analysis)
 
     def module(self, *, seed: int | None = None) -> nn.Module:
         """The network as a PyTorch module, initialised from `seed` (PyTorch's own initialisation if None)."""
@@ -148,6 +147,11 @@ class Architecture:
             return cls(body, shape, int(data["classes"]), str(data["name"]), dict(data.get("genotype", {})))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SpaceError(f"architecture JSON: {type(error).__name__} {error}; expected to_json's") from None
+
+
+def metrics(a: Analysis) -> dict[str, float]:
+    """The costs that can be objectives or limits, by name."""
+    return {"flops": a.flops, "params": a.params, "memory": a.memory, "depth": a.depth}
 
 
 def _lowered(block: Block, shape: Shape, parts: list[Graph]) -> Shape:

@@ -31,6 +31,10 @@ def search(
     ] = None,
     objectives: Annotated[str | None, typer.Option(help="[default: accuracy,flops]", show_default=False)] = None,
     limit: Annotated[list[str] | None, typer.Option(help="Such as flops=300M; may be repeated.")] = None,
+    start_: Annotated[
+        list[str] | None,
+        typer.Option("--start", help="Known architectures to begin with: of the zoo, a run folder, a JSON file."),
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Architectures to evaluate. [default: 36]")] = None,
     time: Annotated[str | None, typer.Option(help="Time for the whole search, such as 10m.")] = None,
     trial_timeout: Annotated[str | None, typer.Option(help="Time per trial, such as 90s.")] = None,
@@ -65,6 +69,10 @@ def search(
     runtime_env: Annotated[
         Path | None, typer.Option(help="YAML or JSON file: what workers need.", rich_help_panel="Ray")
     ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="URL for a copy of the run folder, where machines share no disk.", rich_help_panel="Ray"),
+    ] = None,
     executor: Annotated[
         str | None, typer.Option(help="local, ray or tune. [default: as needed]", rich_help_panel="Ray")
     ] = None,
@@ -84,11 +92,12 @@ def search(
 
     given: dict[str, Any] = {
         "space": space, "strategy": strategy, "evaluator": evaluator, "data": data, "objectives": objectives,
-        "limits": tuple(limit) if limit else None, "trials": trials, "time": time, "trial_timeout": trial_timeout,
+        "limits": tuple(limit) if limit else None, "start": tuple(start_) if start_ else None,
+        "trials": trials, "time": time, "trial_timeout": trial_timeout,
         "rungs": rungs, "eta": eta, "seed": seed, "device": device, "threads": threads, "workers": workers,
         "cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "prepare_gpus": prepare_gpus,
         "address": address, "wait": wait, "runtime_env": None if runtime_env is None else str(runtime_env),
-        "executor": executor, "verbose": verbose, "out": None if out is None else str(out),
+        "executor": executor, "verbose": verbose, "out": None if out is None else str(out), "storage": storage,
     }  # fmt: skip
     settings = Config.load(config, given, set_ or ())
     watch(lambda on_trial: start(settings, on_trial=on_trial))
@@ -96,16 +105,18 @@ def search(
 
 @app.command()
 def resume(
-    run: RunPath,
+    run: Annotated[str, typer.Argument(help="A run folder, or the URL of its copy.", show_default=False)],
     trials: Annotated[int | None, typer.Option(help="New total number of architectures.")] = None,
     time: Annotated[str | None, typer.Option(help="New total time, such as 1h.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for what is at the URL. [default: under runs/]")] = None,
 ) -> None:
     """Go on with an interrupted search, or extend a finished one."""
     from nas.config import parse_seconds
     from nas.report.progress import watch
     from nas.session import resume as go_on
 
-    watch(lambda on_trial: go_on(run, trials=trials, time=parse_seconds("time", time), on_trial=on_trial))
+    seconds = parse_seconds("time", time)
+    watch(lambda on_trial: go_on(run, trials=trials, time=seconds, out=out, on_trial=on_trial))
 
 
 @app.command()
@@ -164,6 +175,59 @@ def export(
 
     exported = export_run(run, arch, out, name)
     tables.print_json(exported.to_json()) if json else tables.print_export(exported)
+
+
+@app.command()
+def bench(
+    table: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped table or a CSV file; may be repeated. [default: nas-bench-macro]"),
+    ] = None,
+    space: Annotated[list[str] | None, typer.Option(help="Of the networks of each CSV file in turn.")] = None,
+    strategies: Annotated[
+        str | None, typer.Option(help="Such as rl,'rl(policy=lstm)'. [default: all that fit]", show_default=False)
+    ] = None,
+    peers: Annotated[str, typer.Option(help="all that are installed, none, or names such as optuna-tpe.")] = "all",
+    objectives: Annotated[str, typer.Option(help="Columns of the table, or exact costs.")] = "accuracy,flops",
+    budgets: Annotated[str, typer.Option(help="Numbers of evaluations.")] = "50,100,200",
+    seeds: Annotated[int, typer.Option(help="How many.")] = 50,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    distinct: Annotated[bool, typer.Option("--distinct", help="Count a network once, however often proposed.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes. [default: one per core]", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="The same command goes on with what is there.")] = Path("runs/bench"),
+    json: Json = False,
+) -> None:
+    """Compare strategies, ours and other libraries', on tables of measured results."""
+    from nas.bench.comparison import Bench, compare
+    from nas.report import tables
+
+    given: dict[str, Any] = {"tables": tuple(table or ()), "workers": workers}
+    comparison = compare(
+        Bench(
+            spaces=tuple(space or ()), strategies=strategies, peers=peers, objectives=objectives, budgets=budgets,
+            seeds=seeds, first_seed=first_seed, distinct=distinct, out=out,
+            **{name: value for name, value in given.items() if value},
+        )
+    )  # fmt: skip
+    tables.print_json(comparison.to_json()) if json else comparison.print()
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    budgets: Annotated[
+        str | None, typer.Option(help="Numbers of evaluations. [default: a quarter, half, all of the shortest run]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("compare.png"),
+    json: Json = False,
+) -> None:
+    """Compare runs of the same task: how far each came, by evaluations and by the clock."""
+    from nas.bench.runs import Runs
+    from nas.report import tables
+
+    found = Runs(runs, budgets or ())
+    found.save(out)
+    tables.print_json(found.to_json()) if json else found.print()
 
 
 def _architecture(source: str, which: str) -> Architecture:

@@ -23,6 +23,7 @@ class Config:
     Args:
         space, strategy, evaluator: plug-in names, or `package.module:Name`.
         data: where the images are.
+        start: known architectures to begin with: names of the zoo, run folders, JSON files (`nas.warmstart`).
         objectives: `name`, or `name:max` / `name:min`.
         limits: such as `flops=300M`.
         trials: how many architectures to evaluate.
@@ -42,6 +43,8 @@ class Config:
         runtime_env: a YAML or JSON file that says what Ray's workers need.
         verbose: show Ray's log.
         out: the run folder; None for a fresh one under `runs/`.
+        storage: URL such as `s3://bucket/run` at which a copy of the run folder is kept, and through which the files
+            of trials travel; None if all machines see the run folder.
         options: per section (`space`, `strategy`, `evaluator`, `data`) the options that `--set` sets.
 
     Raises ConfigError for a value of the wrong type or range.
@@ -53,6 +56,7 @@ class Config:
     data: str = "digits"
     objectives: tuple[str, ...] = ("accuracy", "flops")
     limits: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
     trials: int = 36
     time: float | None = None
     trial_timeout: float | None = None
@@ -71,6 +75,7 @@ class Config:
     runtime_env: str | None = None
     verbose: bool = False
     out: str | None = None
+    storage: str | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -95,13 +100,16 @@ class Config:
         if self.executor not in EXECUTORS:
             raise ConfigError(f"executor: expected one of {', '.join(EXECUTORS)}, got {self.executor!r}")
         _expect("verbose", self.verbose, bool)
-        for name in ("objectives", "limits"):
+        for name in ("objectives", "limits", "start"):
             value = getattr(self, name)
             parts = value.split(",") if isinstance(value, str) else list(_expect(name, value, Sequence))
             put(name, tuple(str(_expect(name, part, str)).strip() for part in parts))
-        for name in ("out", "address", "runtime_env"):
+        put("start", tuple(part.strip() for several in self.start for part in several.split(",") if part.strip()))
+        for name in ("out", "storage", "address", "runtime_env"):
             if getattr(self, name) is not None:
                 _expect(name, getattr(self, name), str)
+        if self.storage is not None and "://" not in self.storage:
+            raise ConfigError(f"storage: expected a URL such as s3://bucket/run, got {self.storage!r}")
         if not self.objectives:
             raise ConfigError("objectives: expected at least one, such as accuracy,flops")
         for name in ("time", "trial_timeout", "wait"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 
@@ -18,6 +19,9 @@ class Halving:
     non-dominated front (Deb et al. 2002). So with one objective the best 1/eta go on, and with several a front is
     never cut in two. Nobody is waited for: what comes first is judged by little, and rather goes on.
 
+    What is compared is the mean of a trial's reports since half the rung's epochs: while the learning rate is high,
+    single epochs say little (`benchmarks/halving.py`; compare training speed estimation, Ru et al. 2021).
+
     A decision depends on the order of reports alone, and is made once: a trial that is interrupted and reports
     again hears the same. Reporting a run's journal once more restores the state.
 
@@ -32,22 +36,26 @@ class Halving:
         self._objectives = tuple(objectives)
         self._values: list[list[list[float]]] = [[] for _ in self.rungs]
         self._decided: dict[tuple[int, int], bool] = {}
+        self._curves: dict[int, dict[float, Mapping[str, float]]] = {}
 
     def report(self, number: int, epoch: float, metrics: Mapping[str, float]) -> bool:
         """Whether trial `number` goes on after `epoch`, where it has `metrics`."""
+        curve = self._curves.setdefault(number, {})
+        curve[epoch] = metrics
         for index, rung in enumerate(self.rungs):
             if epoch < rung:
                 break
             if (number, index) not in self._decided:
-                self._decided[number, index] = self._decide(index, metrics)
+                recent = [curve[e] for e in curve if rung / 2 <= e <= epoch]
+                self._decided[number, index] = self._decide(index, recent)
             if not self._decided[number, index]:
                 return False
         return True
 
-    def _decide(self, index: int, metrics: Mapping[str, float]) -> bool:
-        known = [o for o in self._objectives if o.metric in metrics]
+    def _decide(self, index: int, reports: Sequence[Mapping[str, float]]) -> bool:
+        known = [o for o in self._objectives if all(o.metric in metrics for metrics in reports)]
         values = self._values[index]
-        values.append([o.cost(metrics) for o in known])
+        values.append([fmean([o.cost(metrics) for metrics in reports]) for o in known])
         ranks = pareto.ranks(np.array(values, dtype=np.float64).reshape(len(values), len(known)))
         return bool(np.count_nonzero(ranks < ranks[-1]) < len(values) / self.eta)
 

@@ -19,8 +19,6 @@ from nas.ops import Op, Shape
 if TYPE_CHECKING:
     import networkx
 
-    from nas.keys import Vertex
-
 
 class Node(NamedTuple):
     """One operation applied to earlier nodes. `weights` names the node whose weights it uses, if not its own."""
@@ -63,11 +61,11 @@ class Graph:
         return {node.name: node.weights or node.name for node in self.nodes}
 
     @cached_property
-    def labelled(self) -> tuple[Vertex, ...]:
-        """The nodes without their names, as `nas.keys` sees them."""
-        from nas.keys import labelled
+    def segments(self) -> tuple[str, ...]:
+        """Keys of what lies between the values through which everything passes; see `nas.keys`."""
+        from nas.keys import segments
 
-        return labelled(self)
+        return segments(self)
 
     @cached_property
     def reads_input(self) -> bool:

@@ -1,11 +1,12 @@
 """The structural key of a graph: the same for the same network, whatever its names and the order of sums.
 
 Nodes whose outputs are identical (the same operation without weights or randomness on the same inputs, or the same
-weights on the same inputs) are merged. Then every node is hashed with everything it reads (a Merkle hash). Where all
-hashes differ, the output's hash says everything. Where they do not (branches of equal layers with weights of their
-own, or weights used twice), hashes are refined by what reads a node and who shares its weights, what is still tied
-is told apart one by one (individualisation and refinement, McKay & Piperno 2014), and the whole graph is hashed in
-the order that results.
+weights on the same inputs) are merged. The graph is cut wherever everything passes through one value, and its key is
+made of those of the segments; so a network's key comes from its blocks' without looking at a node. In a segment every
+node is hashed with everything it reads (a Merkle hash). Where all hashes differ, the last one says everything. Where
+they do not (branches of equal layers with weights of their own, or weights used twice), hashes are refined by what
+reads a node and who shares its weights, what is still tied is told apart one by one (individualisation and
+refinement, McKay & Piperno 2014), and the whole segment is hashed in the order that results.
 
 The key is always sound: different networks never share one. Two spellings of one network could only get different
 keys where refinement cannot tell nodes apart that no symmetry maps onto each other (as in strongly regular graphs);
@@ -48,14 +49,48 @@ def labelled(graph: Graph) -> tuple[Vertex, ...]:
 
 def structural_key(*parts: Graph) -> str:
     """Hash of a graph's structure, 32 hexadecimal digits; or that of several, each of which reads the one before."""
-    vertices, output = _merged(parts)
+    return _digest(_label(parts[0].nodes[0].op), *[key for part in parts for key in part.segments])
+
+
+def segments(graph: Graph) -> tuple[str, ...]:
+    """Keys of a graph's segments: what lies between two values through which everything passes.
+
+    They are the same however a network is put together from blocks, and independent of each other.
+    """
+    vertices = _merged(labelled(graph))
+    read = [0] * len(vertices)  # the last vertex that reads each
+    shared = [0] * len(vertices)  # the last one with the same weights
+    first: dict[int, int] = {}
+    for i, v in enumerate(vertices):
+        for j in v.inputs or (0,):
+            read[j] = i
+        if v.weights is not None:
+            shared[first.setdefault(v.weights, i)] = i
+    found: list[str] = []
+    begin = needed = 0
+    for i in range(1, len(vertices)):
+        needed = max(needed, read[i - 1], shared[i])
+        if needed <= i:
+            found.append(_segment(vertices[begin : i + 1], begin))
+            begin = i
+    if graph.output != len(graph.nodes) - 1:  # one of several inputs
+        found.append(str(graph.output))
+    return tuple(found)
+
+
+def _segment(vertices: Sequence[Vertex], begin: int) -> str:
+    """Key of the vertices from one value to another; what computes the first does not matter."""
+    vertices = [
+        Vertex("", False, (), None),
+        *[v._replace(inputs=tuple([j - begin for j in v.inputs])) for v in vertices[1:]],
+    ]
     forward: list[str] = []
     for label, commutative, inputs, _ in vertices:
         read = [forward[i] for i in inputs]
         forward.append(_digest(label, *(sorted(read) if commutative else read)))
     owned = [v.weights for v in vertices if v.weights is not None]
     if len(set(forward)) == len(vertices) and len(set(owned)) == len(owned):
-        return forward[output]
+        return forward[-1]
     order = _order(vertices, forward)
     place = {i: rank for rank, i in enumerate(order)}
     first: dict[int, int] = {}
@@ -65,30 +100,22 @@ def structural_key(*parts: Graph) -> str:
         read_at = [place[j] for j in v.inputs]
         group = -1 if v.weights is None else first.setdefault(v.weights, place[i])
         lines.append(f"{v.label}{sorted(read_at) if v.commutative else read_at}{group}")
-    return _digest(*lines, str(place[output]))
+    return _digest(*lines, str(place[len(vertices) - 1]))
 
 
-def _merged(parts: Sequence[Graph]) -> tuple[list[Vertex], int]:
-    """Vertices in order, identical outputs merged, and the vertex of the output."""
+def _merged(nodes: Sequence[Vertex]) -> list[Vertex]:
+    """Vertices in order, those with identical outputs merged; the output stays the last."""
     vertices: list[Vertex] = []
     known: dict[Hashable, int] = {}
-    output = groups = 0
-    for part in parts:
-        place: list[int] = []
-        nodes = part.labelled
-        if vertices:  # its input is the output of the part before
-            place, nodes = [output], nodes[1:]
-        for label, commutative, read, weights in nodes:
-            inputs = tuple([place[i] for i in read])
-            group = None if weights is None else groups + weights
-            identity: Hashable = (label, tuple(sorted(inputs)) if commutative else inputs, group)
-            at = known.setdefault(identity, len(vertices))
-            if at == len(vertices):
-                vertices.append(Vertex(label, commutative, inputs, group))
-            place.append(at)
-        output = place[part.output]
-        groups += len(part.nodes)
-    return vertices, output
+    place: list[int] = []
+    for label, commutative, read, weights in nodes:
+        inputs = tuple([place[i] for i in read])
+        identity: Hashable = (label, tuple(sorted(inputs)) if commutative else inputs, weights)
+        at = known.setdefault(identity, len(vertices))
+        if at == len(vertices):
+            vertices.append(Vertex(label, commutative, inputs, weights))
+        place.append(at)
+    return vertices
 
 
 def _order(vertices: Sequence[Vertex], colours: list[str]) -> list[int]:

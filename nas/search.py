@@ -65,6 +65,7 @@ class Search:
         plan: objectives, limits, budgets, seed.
         executor: makes the executor for this search, given the function to call for each report.
         on_trial: called after each told trial.
+        starts: proposals that come before the strategy is asked, the same ones each time the run goes on.
 
     Attributes:
         front: the non-dominated trials so far.
@@ -74,6 +75,7 @@ class Search:
     def __init__(
         self, run: Run, space: Space, strategy: Strategy, evaluator: Evaluator, plan: Plan,
         executor: Callable[[OnReport], Executor], *, on_trial: Callable[[Search, Trial], None] | None = None,
+        starts: Sequence[Proposal] = (),
     ) -> None:  # fmt: skip
         self.store, self.space, self.strategy, self.evaluator, self.plan = run, space, strategy, evaluator, plan
         self.front: list[Trial] = []
@@ -82,6 +84,7 @@ class Search:
         """Why the search ended early, if it did."""
         self._executor = executor(self._report)
         self._on_trial = on_trial
+        self.starts = tuple(starts)
         self._exact = [limit for limit in plan.limits if limit.exact]
         self._known: dict[str, Trial] = {}  # key to the trial that evaluated it
         self._running: dict[str, int] = {}  # key to the number of the trial being evaluated
@@ -145,6 +148,11 @@ class Search:
         self.stopped = reason
 
     @property
+    def workers(self) -> str:
+        """Who does the work, in a line; empty for this process."""
+        return self._executor.about
+
+    @property
     def seconds(self) -> float:
         """Wall-clock seconds spent, those of earlier sessions of this run included."""
         return self._earlier + time.monotonic() - self._started
@@ -174,10 +182,13 @@ class Search:
 
     def _fill(self) -> None:
         while self._room() and not self._stuck():
-            rng = np.random.default_rng([self.plan.seed, self.store.proposals])
-            pending = [asked.proposal for asked in self.store.asked.values()]
-            with plugin_errors(self.strategy):
-                proposals = self.strategy.ask(self._room(), rng, pending)
+            done = self.store.proposals
+            proposals = list(self.starts[done : done + self._room()])
+            if not proposals:
+                rng = np.random.default_rng([self.plan.seed, done])
+                pending = [asked.proposal for asked in self.store.asked.values()]
+                with plugin_errors(self.strategy):
+                    proposals = self.strategy.ask(self._room(), rng, pending)
             if not proposals:  # it waits for what is running, or has come to its end
                 if not self.store.proposals:
                     raise SpaceError(f"strategy {type(self.strategy).__name__} proposed nothing to begin with")

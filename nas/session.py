@@ -23,7 +23,8 @@ from nas.plugins import check_options, defaults_of, find, make_evaluator, make_s
 from nas.search import Plan, Search
 from nas.space import Space
 from nas.store import Run, write_atomically
-from nas.trial import ANALYSIS_METRICS, Metric, Objective, Trial, parse_limit, parse_objectives
+from nas.trial import ANALYSIS_METRICS, Metric, Objective, Proposal, Trial, parse_limit, parse_objectives
+from nas.warmstart import starts
 
 RUNS = Path("runs")
 SMALL = 16 * 16
@@ -36,18 +37,23 @@ def start(config: Config, *, on_trial: OnTrial | None = None) -> Search:
         config = replace(config, data=str(Path(config.data).resolve()))  # so that it can be resumed from anywhere
     if config.runtime_env:
         config = replace(config, runtime_env=str(Path(config.runtime_env).resolve()))
+    config = replace(config, start=tuple(str(Path(n).resolve()) if Path(n).exists() else n for n in config.start))
     parts = _Parts(config)
+    first = starts(config.start, parts.space)
     folder = Path(config.out) if config.out else fresh(RUNS, f"{config.space}-{config.strategy}")
     task = parts.task
-    saved = {
+    saved: dict[str, Any] = {
         "config": replace(config, out=str(folder)).to_json(),
         "task": _described(task),
         "versions": versions(),
     }
+    if first:  # all that is needed of them: the run goes on when the files that they came from are gone
+        saved["starts"] = [vars(proposal) for proposal in first]
     if parts.space.recipe is not None:
         saved["space"] = parts.space.recipe
     run = Run.create(folder, saved)
     try:
+        _mirrored(run, config)
         return parts.search(run, on_trial)
     except BaseException:
         run.discard()
@@ -64,13 +70,41 @@ def _described(task: Task) -> dict[str, Any]:
     return facts
 
 
+def _mirrored(run: Run, config: Config) -> None:
+    """Have the run folder copied to its storage, if it has one."""
+    if config.storage is not None:
+        from nas.mirror import Mirror
+        from nas.storage import Storage
+
+        run.mirror = Mirror(run.path, Storage(config.storage))
+
+
 def resume(
-    path: Path, *, trials: int | None = None, time: float | None = None, on_trial: OnTrial | None = None
-) -> Search:
-    """The search of a run folder, ready to go on; `trials` and `time` (seconds) replace those of the run."""
+    path: str | Path, *, trials: int | None = None, time: float | None = None, out: Path | None = None,
+    on_trial: OnTrial | None = None,
+) -> Search:  # fmt: skip
+    """The search of a run folder, ready to go on.
+
+    Args:
+        path: the folder, or the URL of its copy, which is fetched first.
+        trials, time: replace those of the run (time in seconds).
+        out: where to put what is fetched; None for the URL's last part under `runs/`.
+    """
+    storage = str(path) if "://" in str(path) else None
+    if storage is not None:
+        from nas.mirror import restore
+        from nas.storage import Storage
+
+        path = out or RUNS / storage.rstrip("/").rpartition("/")[2]
+        restore(Storage(storage), path)
+    elif out is not None:
+        raise ConfigError("--out: a run folder goes on where it is; only the copy at a URL is put into a new one")
+    path = Path(path)
     run = Run.open(path, write=True)
     try:
         config = _config(run)
+        if storage is not None:
+            config = replace(config, out=str(path), storage=storage)
         if trials is not None:
             config = replace(config, trials=trials)
         if time is not None:
@@ -82,6 +116,7 @@ def resume(
                 f"run {path} searched networks for {classes} classes of {shape} images; {config.data} now has "
                 f"{parts.task.classes} classes of {parts.task.input_shape}: put the old data back, or start a new run"
             )
+        _mirrored(run, config)
         if config != _config(run):
             run.configure({**run.config, "config": config.to_json()})  # it is this that the next resume goes on with
         return parts.search(run, on_trial)
@@ -115,6 +150,10 @@ class _Parts:
                 f"strategy {config.strategy!r} takes one objective, got {','.join(config.objectives)}; "
                 "give one with --objectives, or use --strategy=evolution"
             )
+        if config.start and self.space is not space:
+            raise ConfigError(
+                f"start: strategy {config.strategy!r} searches a space of its own; use another one with --start"
+            )
         rungs = check_rungs(config.rungs, config.eta, self.evaluator.budget)
         self.plan = Plan(
             objectives,
@@ -128,7 +167,10 @@ class _Parts:
         )
 
     def search(self, run: Run, on_trial: OnTrial | None) -> Search:
-        search = Search(run, self.space, self.strategy, self.evaluator, self.plan, self._executor, on_trial=on_trial)
+        first = [Proposal(**proposal) for proposal in run.config.get("starts", ())]
+        search = Search(
+            run, self.space, self.strategy, self.evaluator, self.plan, self._executor, on_trial=on_trial, starts=first
+        )
         gpus = self.config.prepare_gpus if self.config.prepare_gpus is not None else self.config.gpus_per_trial
         search.prepare(self.task, device=self.device, resources={"GPU": gpus})
         return search
@@ -139,11 +181,13 @@ class _Parts:
         _, height, width = self.task.input_shape
         # Where the images are small, handing out the work to threads costs more than the work.
         threads = config.threads or (1 if height * width <= SMALL else 0)
+        common: dict[str, Any]
         if kind == "local":
             from nas.executors.local import Local
 
             count = threads or len(os.sched_getaffinity(0))
-            return Local(self.evaluator, self.task, device=self.device, threads=count, on_report=on_report)
+            common = {"device": self.device, "threads": count, "on_report": on_report, "storage": config.storage}
+            return Local(self.evaluator, self.task, **common)
         try:
             from nas.executors.cluster import Cluster, read_runtime_env
         except ImportError as error:
@@ -157,7 +201,7 @@ class _Parts:
             patience=config.wait or 0.0,
             verbose=config.verbose,
         )
-        common: dict[str, Any] = {"device": self.device, "threads": threads, "on_report": on_report}
+        common = {"device": self.device, "threads": threads, "on_report": on_report, "storage": config.storage}
         if kind == "tune":
             from nas.executors.tune import Tune
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from nas.architecture import Architecture
-from nas.blocks.base import Block
+from nas.analysis import total
+from nas.architecture import Architecture, metrics
+from nas.blocks.base import Block, Chain
 from nas.choices import Decide, Decision, Genotype, Label, OneOf
 from nas.counting import count
 from nas.errors import SpaceError
 from nas.ops import Shape
-from nas.walk import Following, Walker, survey
+from nas.steps import Steps
+from nas.walk import Following, Row, survey
 
 
 @dataclass(frozen=True)
@@ -72,22 +74,28 @@ class Space:
         return _again, (self.template, self.input_shape, self.classes, self.name, self._root.resolution)
 
     @cached_property
-    def _walker(self) -> Walker:
-        return Walker(self._root, build=False)
+    def _steps(self) -> Steps:
+        return Steps(self._root)
 
     @cached_property
-    def _builder(self) -> Walker:
-        return Walker(self._root)
+    def _row(self) -> Row:
+        """The resolution, and what the network runs one after the other."""
+        return Row([("resolution", self._root.resolution), *self._parts])
+
+    @cached_property
+    def _parts(self) -> tuple[tuple[str, Any], ...]:
+        return self.template.parts if isinstance(self.template, Chain) else (("", self.template),)
 
     # -- genotypes ---------------------------------------------------------------------------------------------
 
     def walk(self, decide: Decide) -> Genotype:
         """Genotype of the decisions that `decide` takes; see `nas.walk.resolve`."""
-        return self._walker.resolve(decide)[1]
+        return self._steps.walk(decide)
 
     def sample(self, rng: np.random.Generator) -> Genotype:
         """Every active decision uniformly at random."""
-        return self.walk(lambda decision: _draw(rng, len(decision)))
+        draws = iter(rng.random(len(self.paths)).tolist())
+        return self.walk(lambda decision: int(next(draws) * len(decision)))
 
     def mutate(self, genotype: Genotype, rng: np.random.Generator, *, decisions: int = 1) -> Genotype:
         """Change `decisions` active decisions to other labels; decisions that become active are drawn at random.
@@ -115,42 +123,32 @@ class Space:
         while len(changed) < min(decisions, len(active)):
             changed.add(active[_draw(rng, len(active))])
 
-        def decide(decision: Decision) -> int:
-            index = decision.index_in(genotype)
-            if index is None:
-                return _draw(rng, len(decision))
-            if decision.path in changed:
-                return (index + 1 + _draw(rng, len(decision) - 1)) % len(decision)
-            return index
+        def other(index: int, n: int) -> int:
+            return (index + 1 + _draw(rng, n - 1)) % n
 
-        return self.walk(decide)
+        return self._steps.change(genotype, dict.fromkeys(changed, other), lambda n: _draw(rng, n))
 
     def crossover(self, a: Genotype, b: Genotype, rng: np.random.Generator) -> Genotype:
         """Each decision from one of two parents at random (uniform crossover), fresh where neither has it."""
-
-        def decide(decision: Decision) -> int:
-            parents = (a, b) if rng.random() < 0.5 else (b, a)
-            for parent in parents:
-                index = decision.index_in(parent)
-                if index is not None:
-                    return index
-            return _draw(rng, len(decision))
-
-        return self.walk(decide)
+        coins: list[bool] = (rng.random(len(self.paths)) < 0.5).tolist()
+        return self._steps.cross(a, b, coins, lambda n: _draw(rng, n))
 
     def neighbours(self, genotype: Genotype, rng: np.random.Generator | None = None) -> Iterator[Genotype]:
         """All genotypes one decision away, in reading order; decisions that become active take their first option,
         or a random one if `rng` is given."""
+        fill = (lambda n: 0) if rng is None else (lambda n: _draw(rng, n))
         for path, n in self._active(genotype):
             for step in range(1, n):
 
-                def decide(decision: Decision, path: str = path, step: int = step) -> int:
-                    index = decision.index_in(genotype)
-                    if index is None:
-                        return 0 if rng is None else _draw(rng, len(decision))
-                    return (index + step) % len(decision) if decision.path == path else index
+                def other(index: int, n: int, step: int = step) -> int:
+                    return (index + step) % n
 
-                yield self.walk(decide)
+                yield self._steps.change(genotype, {path: other}, fill)
+
+    def change(self, genotype: Genotype, path: str, index: int, fill: Callable[[int], int]) -> Genotype:
+        """The genotype with the option `index` at one decision; `fill` answers, given the number of options, those
+        that become active."""
+        return self._steps.change(genotype, {path: lambda *_: index}, fill)
 
     def decisions(self, genotype: Genotype) -> list[Decision]:
         """The active decisions of a genotype, in reading order. Raises SpaceError if it does not belong here."""
@@ -179,11 +177,28 @@ class Space:
 
     def architecture(self, genotype: Genotype) -> Architecture:
         """The architecture of a genotype. Raises SpaceError if the genotype does not belong to this space."""
-        root, complete = self._builder.resolve(Following(genotype, self.name))
-        root.body.__dict__["_open_"] = ()  # the walk has closed it: nobody needs to look for what is open
+        shape, values, complete = self._closed(genotype)
+        if isinstance(self.template, Chain):
+            names = [name for name, _ in self._parts]
+            body = self.template.with_children(dict(zip(names, values, strict=True)))
+        else:
+            body = values[0]
+        body.__dict__["_open_"] = ()  # the walk has closed it: nobody needs to look for what is open
+        return Architecture(body, shape, self.classes, self.name, complete)
+
+    def costs(self, genotype: Genotype) -> dict[str, float]:
+        """`architecture(genotype).metrics()` without the architecture: for candidates, most of which are given up.
+
+        Raises GraphError where it cannot be built, SpaceError if the genotype does not belong to this space.
+        """
+        shape, values, _ = self._closed(genotype)
+        return metrics(total(values, shape))
+
+    def _closed(self, genotype: Genotype) -> tuple[Shape, list[Any], Genotype]:
+        """The input shape, the parts with nothing open, and the genotype with what it leaves out."""
+        (factor, *values), complete = self._row.resolve(Following(genotype, self.name))
         c, h, w = self.input_shape
-        shape = (c, max(1, round(h * root.resolution)), max(1, round(w * root.resolution)))
-        return Architecture(root.body, shape, self.classes, self.name, complete)
+        return (c, max(1, round(h * factor)), max(1, round(w * factor))), values, complete
 
     # -- the whole space ---------------------------------------------------------------------------------------
 

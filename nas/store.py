@@ -21,10 +21,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nas.errors import RunError
 from nas.trial import Proposal, Trial
+
+if TYPE_CHECKING:
+    from nas.mirror import Mirror
 
 FORMAT = 1
 
@@ -51,6 +54,7 @@ class Run:
         curves: number to (epoch, metrics) pairs reported so far.
         proposals: how many proposals there were in all.
         retries: number to how often it was started again.
+        mirror: keeps a copy of the folder elsewhere, and the files of trials; None without one.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
@@ -61,6 +65,7 @@ class Run:
         self.curves: dict[int, list[tuple[float, Mapping[str, float]]]] = {}
         self.retries: dict[int, int] = {}
         self.proposals = 0
+        self.mirror: Mirror | None = None
         self._file: FileIO | None = None
         self._synced = 0  # length of the journal that is certainly on disk
         self._unsynced = False
@@ -129,6 +134,13 @@ class Run:
             finally:
                 self._file.close()
                 self._file = None
+        if self.mirror is not None:
+            self.mirror.close()
+
+    def publish(self) -> None:
+        """Have what was written into the folder since it was closed in the copy elsewhere too, if there is one."""
+        if self.mirror is not None:
+            self.mirror.publish()
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Write `run.json` anew."""
@@ -139,6 +151,8 @@ class Run:
         """Close, and take away a folder in which nothing has happened yet."""
         self.close()
         if self.proposals == 0:
+            if self.mirror is not None:
+                self.mirror.discard()
             for name in ("run.json", "trials.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
             if not any(self.path.iterdir()):

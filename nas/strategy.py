@@ -73,7 +73,7 @@ class Candidate:
     def costs(self) -> Mapping[str, float]:
         """The exact metrics by name."""
         try:
-            return self._architecture.metrics()
+            return self._space.costs(self.genotype)
         except GraphError:
             return {}
 

@@ -149,6 +149,33 @@ class StrategyConformance:
                 violations = {"flops": 0.5} if state == "infeasible" else {}
                 strategy.tell(replace(trial, number=number, state=state, metrics=metrics, violations=violations))
 
+    def test_trials_that_it_did_not_propose(self) -> None:
+        """A search can start from known architectures: their notes are not the strategy's."""
+        states: tuple[State, ...] = ("ok", "ok", "stopped", "infeasible", "failed")
+        for objectives in self.objectives():
+            space = toy_space()
+            rng = np.random.default_rng(3)
+            known = [Proposal(space.sample(rng), {"start": f"known{i}", "match": "exact"}) for i in range(12)]
+            trials: list[Trial] = []
+            for number, proposal in enumerate(known[:-2]):
+                state = states[number % len(states)]
+                trial = replace(answer(space, proposal, 0), number=number, state=state)
+                lost = state in ("failed", "infeasible")
+                trials.append(replace(trial, metrics={}) if lost else trial)
+            strategy, recovered = (self.make(space, objectives, ()) for _ in range(2))
+            for trial in trials:
+                strategy.tell(trial)
+            pending = known[-2:]
+            for number in range(len(trials), len(trials) + self.asks):
+                asked = strategy.ask(1, np.random.default_rng([1, number]), pending)[0]
+                space.check(asked.genotype)
+                trials.append(answer(space, asked, number))
+                strategy.tell(trials[-1])
+            for trial in trials:
+                recovered.tell(trial)
+            a, b = (s.ask(2, np.random.default_rng(2), pending) for s in (strategy, recovered))
+            assert [p.genotype for p in a] == [p.genotype for p in b]
+
     def test_parallel_asks_are_answered(self) -> None:
         for space, strategy, _ in self.runs():
             pending: list[Proposal] = []

@@ -7,7 +7,8 @@ controller's next token: each is one `decide` function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import Any, TypeAlias
 
 from nas.choices import MISSING, Decide, Decision, Genotype, Label, OneOf, Repeat, is_open, open_children
@@ -63,11 +64,11 @@ class Walker:
     """A template made ready for many walks: paths and decisions are worked out at the first visit of each part.
 
     The same decisions in a part give the same object, so that what it remembers (its cost, its graph) is found
-    again. `build=False` walks without putting blocks together, where only the genotype is wanted.
+    again. Where only the genotype is wanted, `nas.steps` is faster.
     """
 
-    def __init__(self, template: Any, *, build: bool = True) -> None:
-        self._visit = _part(template, "", "", build)
+    def __init__(self, template: Any) -> None:
+        self._visit = _part(template, "", "")
 
     def resolve(self, decide: Decide) -> tuple[Any, dict[str, Label]]:
         """See `resolve`."""
@@ -75,23 +76,40 @@ class Walker:
         return self._visit(decide, genotype, {}), genotype
 
 
-def _part(value: Any, path: str, scope: str, build: bool) -> _Visit:
+class Row:
+    """Parts made ready to be walked one after the other, in one scope.
+
+    Args:
+        parts: path and value of each.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, Any]]) -> None:
+        self._visits = [_part(value, path, "") for path, value in parts]
+
+    def resolve(self, decide: Decide) -> tuple[list[Any], dict[str, Label]]:
+        """The parts with nothing open, and the genotype; see `resolve`."""
+        genotype: dict[str, Label] = {}
+        taken: dict[int, int] = {}
+        return [visit(decide, genotype, taken) for visit in self._visits], genotype
+
+
+def _part(value: Any, path: str, scope: str) -> _Visit:
     if isinstance(value, OneOf):
-        return _choice(value, path, scope, build)
+        return _choice(value, path, scope)
     if isinstance(value, Repeat):
-        return _repetition(value, path, scope, build)
+        return _repetition(value, path, scope)
     if isinstance(value, tuple) and is_open(value):
-        parts = [_part(v, join(path, str(i)), scope, build) for i, v in enumerate(value)]
-        return _together(parts, lambda *values: values, build)
+        parts = [_part(v, join(path, str(i)), scope) for i, v in enumerate(value)]
+        return _together(parts, lambda *values: values)
     inside = open_children(value)
     if inside:
         names = [name for name, _ in inside]
-        parts = [_part(child, join(path, name), scope, build) for name, child in inside]
-        return _together(parts, lambda *values: value.with_children(dict(zip(names, values, strict=True))), build)
+        parts = [_part(child, join(path, name), scope) for name, child in inside]
+        return _together(parts, lambda *values: value.with_children(dict(zip(names, values, strict=True))))
     return lambda decide, genotype, taken: value
 
 
-def _choice(choice: OneOf, path: str, scope: str, build: bool) -> _Visit:
+def _choice(choice: OneOf, path: str, scope: str) -> _Visit:
     decision = Decision(decision_path(choice, path, scope), choice)
     here, labels, options, me = decision.path, choice.labels, choice.options, id(choice)
     closed = [not is_open(option) for option in options]
@@ -111,19 +129,19 @@ def _choice(choice: OneOf, path: str, scope: str, build: bool) -> _Visit:
             return options[index]
         part = parts[index]
         if part is None:
-            part = parts[index] = _part(options[index], path, scope, build)
+            part = parts[index] = _part(options[index], path, scope)
         return part(decide, genotype, taken)
 
     return visit
 
 
-def _repetition(template: Repeat, path: str, scope: str, build: bool) -> _Visit:
+def _repetition(template: Repeat, path: str, scope: str) -> _Visit:
     from nas.blocks.base import stage
 
-    times = _part(template.times, join(path, "times"), scope, build)
+    times = _part(template.times, join(path, "times"), scope)
     shared, n_each = template.shared, len(template.each)
     named = (*template.each.items(), *template.first.items())
-    fields = [_part(value, join(path, name), scope, build) for name, value in named]
+    fields = [_part(value, join(path, name), scope) for name, value in named]
     scopes: list[_Visit] = []
 
     def walk(decide: Decide, genotype: dict[str, Label], taken: dict[int, int]) -> list[Any]:
@@ -131,7 +149,7 @@ def _repetition(template: Repeat, path: str, scope: str, build: bool) -> _Visit:
         values = [field(decide, genotype, taken) for field in fields]
         for i in range(min(n, 1) if shared else n):
             if i == len(scopes):
-                scopes.append(_scope(template.block, join(path, "each" if shared else str(i)), build))
+                scopes.append(_scope(template.block, join(path, "each" if shared else str(i))))
             values.append(scopes[i](decide, genotype, taken))
         return values + values[-1:] * (n - 1) if shared and n else values
 
@@ -140,15 +158,15 @@ def _repetition(template: Repeat, path: str, scope: str, build: bool) -> _Visit:
         first = dict(zip(template.first, values[n_each:], strict=False))
         return stage(values[len(fields) :], each, first)
 
-    return _looked_up(template, path, scope, _remembering(walk, make)) if build else walk
+    return _looked_up(template, path, scope, _remembering(walk, make))
 
 
-def _scope(block: Any, path: str, build: bool) -> _Visit:
+def _scope(block: Any, path: str) -> _Visit:
     """A repetition: it sees what was decided around it, and nobody sees what it decides."""
-    part = _part(block, path, path, build)
+    part = _part(block, path, path)
     if not is_open(block):
         return part
-    known = _looked_up(block, path, path, part) if build else part
+    known = _looked_up(block, path, path, part)
     return lambda decide, genotype, taken: known(decide, genotype, dict(taken))
 
 
@@ -157,6 +175,7 @@ def _looked_up(value: Any, path: str, scope: str, part: _Visit) -> _Visit:
     paths: dict[str, None] = {}  # of all decisions inside, and the ids of their choices: found when first needed
     choices: dict[int, None] = {}
     known: dict[tuple[Any, ...], tuple[Any, dict[str, Label], dict[int, int]]] = {}
+    missing = repeat(MISSING)
 
     def visit(decide: Decide, genotype: dict[str, Label], taken: dict[int, int]) -> Any:
         if decide.__class__ is not Following:
@@ -165,10 +184,9 @@ def _looked_up(value: Any, path: str, scope: str, part: _Visit) -> _Visit:
             for where, choice in _everywhere(value, path, scope, set()):
                 paths[where], choices[id(choice)] = None, None
         get = decide.genotype.get
-        here: list[Any] = [get(where, MISSING) for where in paths]
+        key = tuple(map(get, paths, missing))
         if not taken.keys().isdisjoint(choices):
-            here += map(taken.get, choices)
-        key = tuple(here)
+            key += tuple(map(taken.get, choices))
         try:
             found = known.get(key)
         except TypeError:  # a label that cannot be hashed: no space has one
@@ -190,11 +208,11 @@ def _looked_up(value: Any, path: str, scope: str, part: _Visit) -> _Visit:
     return visit
 
 
-def _together(parts: list[_Visit], make: Callable[..., Any], build: bool) -> _Visit:
+def _together(parts: list[_Visit], make: Callable[..., Any]) -> _Visit:
     def walk(decide: Decide, genotype: dict[str, Label], taken: dict[int, int]) -> list[Any]:
         return [part(decide, genotype, taken) for part in parts]
 
-    return _remembering(walk, make) if build else walk
+    return _remembering(walk, make)
 
 
 def _remembering(walk: Callable[..., list[Any]], make: Callable[..., Any]) -> _Visit:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nas import pareto
-from nas.choices import Decision, Genotype
+from nas.choices import Genotype
 from nas.errors import ConfigError, SpaceError
 from nas.space import Space
 from nas.strategy import Candidate, Seen, Strategy, informs, tier
@@ -186,17 +186,12 @@ class LocalSearch(Strategy):
     def _moved(self, member: _Member, path: str, index: int) -> Genotype:
         drawn: list[np.random.Generator] = []
 
-        def decide(decision: Decision) -> int:
-            if decision.path == path:
-                return index
-            here = decision.index_in(member.genotype)
-            if here is not None:
-                return here
+        def fill(n: int) -> int:
             if not drawn:  # always the same for the same neighbour
                 drawn.append(np.random.default_rng([member.number, index, *path.encode()]))
-            return int(drawn[0].integers(len(decision)))
+            return int(drawn[0].integers(n))
 
-        return self.space.walk(decide)
+        return self.space.change(member.genotype, path, index, fill)
 
     def _start(self, rng: np.random.Generator) -> Genotype:
         """A random architecture, or a changed member of the front; mutated until it is new and within the limits."""

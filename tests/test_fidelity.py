@@ -68,6 +68,17 @@ def test_a_rung_is_reached_by_the_first_report_at_or_after_it() -> None:
     assert not halving.report(1, 2.5, {"accuracy": 0.4})
 
 
+def test_a_noisy_epoch_is_seen_with_those_around_it() -> None:
+    halving = Halving((4,), 2, ONE)
+
+    def goes_on(number: int, *curve: float) -> bool:
+        return [halving.report(number, epoch, {"accuracy": a}) for epoch, a in enumerate(curve, 1)][-1]
+
+    assert goes_on(0, 0.1, 0.5, 0.6, 0.7)  # .6 since epoch 2
+    assert not goes_on(1, 0.9, 0.4, 0.5, 0.8)  # .57: its first epoch is too long ago
+    assert goes_on(2, 0.1, 0.7, 0.8, 0.5)  # .67
+
+
 def test_rungs_are_checked() -> None:
     assert check_rungs((1, 3, 9), 3, 9) == (1, 3)
     assert check_rungs((), 3, None) == ()

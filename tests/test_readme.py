@@ -37,10 +37,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_commands_work_in_their_order(project: Path) -> None:
     ours = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("nas ")]
-    assert [words[0] for words in ours] == ["search", "export", "search", "resume", "search"]
+    names = ["search", "export", "search", "resume", "search", "search", "compare", "bench"]
+    assert [words[0] for words in ours] == names
     for words in ours:
         few = [] if "--rungs" in words else ["--set=evaluator.epochs=1"]
-        done = nas(*words, *([*QUICK, *few] if words[0] == "search" else []))
+        fast = {"search": [*QUICK, *few], "bench": ["--seeds=1", "--peers=none"]}
+        done = nas(*words, *fast.get(words[0], []))
         assert done.returncode == 0, f"nas {shlex.join(words)}: {done.stderr}"
     assert list((project / "runs/mobile-evolution-1/export").glob("*.py"))
 

@@ -111,7 +111,7 @@ class Cluster:
             options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False, "_temp_dir": str(where)}
         else:
             options["address"] = _probe(self.address)
-            where = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_temporary()))
+            where = scratch()
         # Workers put the folder in which Ray is started before everything else on their path, and there a user's
         # networkx.py would hide the library. They move to the real folder, and put it last, in `settle`.
         with contextlib.chdir(where), _token_somewhere(where), _said(self.verbose):

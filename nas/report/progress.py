@@ -16,6 +16,7 @@ from nas.report import plot, tables
 from nas.search import Search
 from nas.session import load
 from nas.trial import Trial, format_number
+from nas.warmstart import describe
 
 OnTrial = Callable[[Search, Trial], None]
 
@@ -29,6 +30,7 @@ def watch(make: Callable[[OnTrial], Search]) -> None:
     path = search.store.path
     about = search.store.config.get("task", {}).get("about")
     lines = [f"run {path}", f"data {about}" if about else "", f"workers {search.workers}" if search.workers else ""]
+    lines += [f"start {describe(proposal)}" for proposal in search.starts[search.store.proposals :]]
     for line in filter(None, lines):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     try:

@@ -331,10 +331,10 @@ def test_a_killed_driver_leaves_nothing_running_and_is_resumed(tmp_path: Path) -
 
 
 def test_ctrl_c_once_finishes_what_runs_and_twice_stops_now(tmp_path: Path) -> None:
-    for presses, code in ((1, 0), (2, 130)):
+    for presses, delay, code in ((1, 0.4, 0), (2, 2, 130)):
         folder = tmp_path / f"run{presses}"
         process = subprocess.Popen(
-            new(folder, "--set=evaluator.delay=0.4"), env=environment(), text=True, stdout=subprocess.PIPE,
+            new(folder, f"--set=evaluator.delay={delay}"), env=environment(), text=True, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         reported(folder, 4, process)
