@@ -33,6 +33,9 @@ GRACE = 5.0
 LOSSES = 10
 """How often a job is moved on because its worker was lost by no fault of its own, before that counts as one."""
 
+PAUSE = 0.2
+"""Seconds for which Ray is waited for at most: only then can Ctrl-C be heard, and twice is not to be taken for once."""
+
 FAILURES = 3
 """How often in a row a worker may fail to open before its place is given up."""
 
@@ -115,7 +118,7 @@ class Pool(Executor):
         while True:
             self._dispatch()
             capacity = self.capacity
-            left = 1.0 if end is None else max(0.0, min(1.0, end - time.monotonic()))
+            left = PAUSE if end is None else max(0.0, min(PAUSE, end - time.monotonic()))
             outcomes = self._collect(left)
             if outcomes or self.capacity > capacity or (end is not None and time.monotonic() >= end):
                 return outcomes
