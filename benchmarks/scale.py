@@ -246,13 +246,13 @@ def _time(value: float) -> str:
 
 def driver(problem: Problem, names: Sequence[str], history: Sequence[int], workers: int) -> dict[str, float]:
     """CPU time of the driver per evaluation; returns the most of each strategy in seconds."""
-    window = max(20, min(500, min(history) // 2))
+    windows = {n: max(20, min(500, n // 2)) for n in history}
     most: dict[str, float] = {}
-    print(f"\nCPU time of the driver per evaluation, ms, {workers} workers, mean of {window} evaluations")
+    print(f"\nCPU time of the driver per evaluation, ms, {workers} workers, mean of up to 500 evaluations")
     print(f"{'strategy':22}{'history':>9}{'ask':>9}{'tell':>9}{'loop':>9}{'all':>9}")
     for name in names:
-        cpu = np.array(search(problem, name, workers, max(history) + window + workers).cpu)
-        for n in history:
+        cpu = np.array(search(problem, name, workers, max(history) + max(windows.values()) + workers).cpu)
+        for n, window in windows.items():
             spent = (cpu[n + window - 1] - cpu[n - 1]) / window
             most[name] = max(most.get(name, 0.0), spent.sum())
             print(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nas.ops import AdaptivePool, Shape
 
@@ -103,6 +103,9 @@ def cost(block: Block, *shapes: Shape) -> Analysis:
     return found
 
 
+_NOTHING: dict[Any, Any] = {}
+
+
 def total(blocks: Iterable[Block], shape: Shape) -> Analysis:
     """Costs of blocks one after the other."""
     params = flops = depth = 0
@@ -110,7 +113,7 @@ def total(blocks: Iterable[Block], shape: Shape) -> Analysis:
     fh = fw = sh = sw = 1
     for block in blocks:
         # The look-up of `cost`, inlined: this loop is the hot path of scoring a neighbour.
-        part = block._memory("costs").get((shape,)) or cost(block, shape)
+        part = block.__dict__.get("_costs_", _NOTHING).get((shape,)) or cost(block, shape)
         more, multiplied, peak, layers, (kh, kw), (th, tw), shape = part
         params += more
         flops += multiplied

@@ -26,13 +26,16 @@ def ranks(values: Array, tiers: Sequence[float] | Array | None = None) -> NDArra
     import moocore
 
     found = np.zeros(len(values), np.int64)
-    if len(values):
-        offset = 0
-        levels = np.zeros(len(values)) if tiers is None else np.asarray(tiers)
-        for level in np.unique(levels):
-            here = levels == level
-            found[here] = moocore.pareto_rank(values[here]) + offset
-            offset = int(found[here].max()) + 1
+    if len(values) < 2:
+        return found
+    levels = np.zeros(1) if tiers is None else np.unique(tiers)
+    if len(levels) == 1:
+        return np.asarray(moocore.pareto_rank(values), np.int64)
+    offset = 0
+    for level in levels:
+        here = np.asarray(tiers) == level
+        found[here] = moocore.pareto_rank(values[here]) + offset
+        offset = int(found[here].max()) + 1
     return found
 
 

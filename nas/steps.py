@@ -30,17 +30,16 @@ _Frame: TypeAlias = tuple[tuple[_Part, ...], dict[int, int]]
 
 
 class Step:
-    """A state: the decision to take, and the step after each option where that is known."""
+    """A state: the decision to take, and for each label that was met, the label and the step after it."""
 
-    __slots__ = ("_choice", "_here", "_outer", "decision", "index", "labels", "next", "path")
+    __slots__ = ("_choice", "_here", "_outer", "decision", "known", "labels", "path")
 
     def __init__(self, outer: tuple[_Frame, ...], here: _Frame) -> None:
         part = here[0][0]
         self._choice, self._outer, self._here = part.value, outer, here
         self.decision = Decision(decision_path(part.value, part.path, part.scope), part.value)
-        # Loops look these up here: a step is passed thousands of times.
-        self.path, self.labels, self.index = self.decision.path, self.decision.labels, self.decision.index
-        self.next: list[Step | None] = [None] * len(self.labels)
+        self.path, self.labels = self.decision.path, self.decision.labels
+        self.known: dict[Any, tuple[Label, Step]] = {}
 
     def after(self, index: int) -> tuple[_Frame, ...]:
         """What is left once an option is taken."""
@@ -63,12 +62,15 @@ class Steps:
     def _begin(self) -> Step:
         return self._next((((_Part(self._template, "", ""),), {}),))
 
-    def after(self, step: Step, index: int) -> Step:
-        """The next step; in loops, `step.next[index] or after(step, index)`."""
-        if len(self._known) >= _KNOWN:
-            self._known.clear()
-            self.first = self._begin()
-        step.next[index] = found = self._next(step.after(index))
+    def after(self, step: Step, index: int) -> tuple[Label, Step]:
+        """The label of an option, and the step after it."""
+        label = step.labels[index]
+        found = step.known.get(label)
+        if found is None:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+                self.first = self._begin()
+            found = step.known[label] = label, self._next(step.after(index))
         return found
 
     def walk(self, decide: Decide) -> dict[str, Label]:
@@ -76,13 +78,12 @@ class Steps:
         genotype: dict[str, Label] = {}
         step = self.first
         while step is not END:
-            index = decide(step.decision)
+            index, path = decide(step.decision), step.path
             if not 0 <= index < len(step.labels):
-                raise SpaceError(f"decision {step.path!r}: option {index} of {len(step.labels)} was chosen")
-            if step.path in genotype:
-                raise SpaceError(f"two different choices share the path {step.path!r}; give one OneOf a name=")
-            genotype[step.path] = step.labels[index]
-            step = step.next[index] or self.after(step, index)
+                raise SpaceError(f"decision {path!r}: option {index} of {len(step.labels)} was chosen")
+            if path in genotype:
+                raise SpaceError(f"two different choices share the path {path!r}; give one OneOf a name=")
+            genotype[path], step = self.after(step, index)
         return genotype
 
     def change(
@@ -99,13 +100,15 @@ class Steps:
         get, step = genotype.get, self.first
         while step is not END:
             path = step.path
-            index = step.index(get(path, MISSING))
-            if index is None:
-                index = fill(len(step.labels))
-            elif path in changes:
-                index = changes[path](index, len(step.labels))
-            made[path] = step.labels[index]
-            step = step.next[index] or self.after(step, index)
+            found = step.known.get(get(path, MISSING))
+            if found is None or path in changes:
+                index = step.decision.index_in(genotype)
+                if index is None:
+                    index = fill(len(step.labels))
+                elif path in changes:
+                    index = changes[path](index, len(step.labels))
+                found = self.after(step, index)
+            made[path], step = found
         return made
 
     def cross(self, a: Genotype, b: Genotype, coins: Iterable[bool], fill: Callable[[int], int]) -> dict[str, Label]:
@@ -115,13 +118,14 @@ class Steps:
         while step is not END:
             path = step.path
             one, other = (a, b) if next(coin) else (b, a)
-            index = step.index(one.get(path, MISSING))
-            if index is None:
-                index = step.decision.index_in(other)
+            label = one.get(path, MISSING)
+            found = step.known.get(other.get(path, MISSING) if label is MISSING else label)
+            if found is None:
+                index = step.decision.index_in(one)
                 if index is None:
-                    index = fill(len(step.labels))
-            made[path] = step.labels[index]
-            step = step.next[index] or self.after(step, index)
+                    index = step.decision.index_in(other)
+                found = self.after(step, fill(len(step.labels)) if index is None else index)
+            made[path], step = found
         return made
 
     def _next(self, frames: tuple[_Frame, ...]) -> Step:

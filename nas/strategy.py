@@ -100,7 +100,8 @@ class Seen:
         self._costs: set[tuple[float, ...]] = set()
         # Keys by genotype. The labels in reading order say all: each path follows from the labels before it.
         self._known: dict[tuple[Label, ...], str] = {}
-        self._waiting: defaultdict[tuple[float, ...], list[Candidate]] = defaultdict(list)
+        self._waiting: defaultdict[tuple[float, ...], list[Candidate]] = defaultdict(list)  # by their costs
+        self._placed: dict[tuple[Label, ...], tuple[float, ...]] = {}  # costs of what is waiting
 
     def tell(self, trial: Trial) -> None:
         """Remember a told network."""
@@ -121,20 +122,23 @@ class Seen:
         """
         gone, came = changes(self.pending, pending)
         for proposal in gone:
-            costs = _costs(Candidate(self.space, proposal.genotype).costs)
+            labels = tuple(proposal.genotype.values())
+            costs = self._placed[labels]
             here = self._waiting[costs]
             del here[[c.genotype for c in here].index(proposal.genotype)]
             if not here:
                 del self._waiting[costs]
+            if all(c.genotype != proposal.genotype for c in here):
+                del self._placed[labels]
         self.pending = list(pending)
         for proposal in came:
-            self._wait(proposal)
+            self._wait(Candidate(self.space, proposal.genotype))
         return gone, came
 
-    def add(self, proposal: Proposal) -> None:
-        """One more is pending."""
+    def add(self, proposal: Proposal, candidate: Candidate | None = None) -> None:
+        """One more is pending; `candidate` is the same if there is one whose costs are known."""
         self.pending.append(proposal)
-        self._wait(proposal)
+        self._wait(candidate or Candidate(self.space, proposal.genotype))
 
     @property
     def waiting(self) -> Iterator[Candidate]:
@@ -142,9 +146,9 @@ class Seen:
         for here in self._waiting.values():
             yield from here
 
-    def _wait(self, proposal: Proposal) -> None:
-        candidate = Candidate(self.space, proposal.genotype)
-        self._waiting[_costs(candidate.costs)].append(candidate)
+    def _wait(self, candidate: Candidate) -> None:
+        costs = self._placed[tuple(candidate.genotype.values())] = _costs(candidate.costs)
+        self._waiting[costs].append(candidate)
 
     def __contains__(self, candidate: Candidate) -> bool:
         key = self._known.get(tuple(candidate.genotype.values()))

@@ -158,7 +158,8 @@ def _repetition(template: Repeat, path: str, scope: str) -> _Visit:
         first = dict(zip(template.first, values[n_each:], strict=False))
         return stage(values[len(fields) :], each, first)
 
-    return _looked_up(template, path, scope, _remembering(walk, make))
+    # `stage` remembers what it made.
+    return _looked_up(template, path, scope, lambda decide, genotype, taken: make(*walk(decide, genotype, taken)))
 
 
 def _scope(block: Any, path: str) -> _Visit:

@@ -110,12 +110,13 @@ class Evolution(Strategy):
         self._hopes.change(*self._seen.follow(pending))
         asked = []
         for _ in range(n):
-            asked.append(self._propose(rng))
-            self._seen.add(asked[-1])
-            self._hopes.change([], asked[-1:])
+            proposal, candidate = self._propose(rng)
+            asked.append(proposal)
+            self._seen.add(proposal, candidate)
+            self._hopes.change([], [proposal])
         return asked
 
-    def _propose(self, rng: np.random.Generator) -> Proposal:
+    def _propose(self, rng: np.random.Generator) -> tuple[Proposal, Candidate | None]:
         pending = len(self._seen.pending)
 
         def sample() -> _Child:
@@ -129,9 +130,9 @@ class Evolution(Strategy):
             found = self._candidates(self.offspring, lambda: self._child(rng), rng)
             scores = self._gains(found)
         if not found:  # nothing new is near: the search itself knows what to do with a duplicate
-            return Proposal(self.space.sample(rng))
+            return Proposal(self.space.sample(rng)), None
         best = found[int(np.argmax(scores))]
-        return Proposal(best.candidate.genotype, self._note(best) if best.parents else {})
+        return Proposal(best.candidate.genotype, self._note(best) if best.parents else {}), best.candidate
 
     def _candidates(self, count: int, make: Callable[[], _Child], rng: np.random.Generator) -> list[_Child]:
         """Up to `count` candidates that are new and within the limits; those outside are mutated until they are inside.

@@ -134,11 +134,11 @@ class Block:
         return self._replaced(changes) if changes else self
 
     def _memory(self, name: str) -> dict[Any, Any]:
-        memory: dict[str, dict[Any, Any]] = self.__dict__.setdefault("_memory_", {})
-        return memory.setdefault(name, {})
+        memory: dict[Any, Any] = self.__dict__.setdefault(f"_{name}_", {})
+        return memory
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_memory_", "_open_")}
+        return {k: v for k, v in self.__dict__.items() if not (k.startswith("_") and k.endswith("_"))}
 
 
 @dataclass(frozen=True, init=False)
@@ -177,14 +177,10 @@ class Stage(Block):
     first: tuple[tuple[str, Any], ...] = ()
 
     def steps(self) -> tuple[tuple[str, Block], ...]:
-        memory = self._memory("steps")
-        if not memory:
-            blocks = list(self.blocks)
-            if blocks and self.first:
-                blocks[0] = blocks[0].with_children(dict(self.first))
-            memory["steps"] = tuple((str(i), block) for i, block in enumerate(blocks))
-        steps: tuple[tuple[str, Block], ...] = memory["steps"]
-        return steps
+        blocks = self.blocks
+        if blocks and self.first:
+            blocks = blocks[0].with_children(dict(self.first)), *blocks[1:]
+        return tuple([(str(i), block) for i, block in enumerate(blocks)])
 
     def wire(self, g: GraphBuilder, *x: Ref) -> Ref:
         for name, block in self.steps():
