@@ -77,7 +77,7 @@ class TestJson:
             ({"format": 2}, "format 2 is newer than 1; upgrade"),
             ({"body": {"label": "transformer"}}, "unknown block 'transformer'; import the module that defines it"),
             ({"body": {"label": "conv", "radius": 3}}, "block 'conv': .*radius"),
-            ({"body": {"label": "conv", "width": {"label": "nothing"}}}, "unknown block 'nothing'"),
+            ({"body": {"label": "conv", "width": {"label": "nowhere"}}}, "unknown block 'nowhere'"),
             ({"body": {"label": "chain"}}, "block 'chain': 'parts'"),
             ({"body": 3}, "architecture JSON"),
             ({"body": None}, "architecture JSON"),
