@@ -16,6 +16,7 @@ space is `mobile` at 32 pixels with a synthetic accuracy, because 10,000 evaluat
 from __future__ import annotations
 
 import argparse
+import gc
 import heapq
 import sys
 import tempfile
@@ -44,7 +45,7 @@ from nas.trial import Metric, Proposal, Result, Trial
 SIGMA, STRAGGLERS, SLOWER = 0.3, 0.01, 5.0
 TYPICAL = 1.0  # virtual time of an evaluation of typical FLOPs: the unit of all times
 MOST = 2e-3  # seconds of the driver per evaluation
-SHARE = 0.95  # of the best hypervolume of all runs
+SHARE = 0.9  # of the best hypervolume with the fewest workers
 
 
 class Toy(Evaluator):
@@ -230,8 +231,9 @@ def compare(problem: Problem, names: Sequence[str], workers: Sequence[int], leas
                 found[name, n, generational] = seen, volumes
                 cells += f"{seen.utilisation:>9.1%}{seen.times[-1]:>10,.1f}{volumes[-1]:>11.4f}"
             print(f"{name:22}{n:>9,}{cells}", flush=True)
-    target = SHARE * max(volumes[-1] for _, volumes in found.values())
-    print(f"\nvirtual time to a hypervolume of {target:.4f} ({SHARE:.0%} of the best seen)")
+    few = min(workers)
+    target = SHARE * max(volumes[-1] for (_, n, _), (_, volumes) in found.items() if n == few)
+    print(f"\nvirtual time to a hypervolume of {target:.4f} ({SHARE:.0%} of the best with {few:,} workers)")
     print(f"{'strategy':22}{'workers':>9}{'asynchronous':>16}{'generational':>16}{'ratio':>9}")
     for name in names:
         for n in workers:
@@ -251,6 +253,8 @@ def driver(problem: Problem, names: Sequence[str], history: Sequence[int], worke
     print(f"\nCPU time of the driver per evaluation, ms, {workers} workers, mean of up to 500 evaluations")
     print(f"{'strategy':22}{'history':>9}{'ask':>9}{'tell':>9}{'loop':>9}{'all':>9}")
     for name in names:
+        gc.collect()
+        gc.freeze()  # or the collector looks through what earlier searches have left
         cpu = np.array(search(problem, name, workers, max(history) + max(windows.values()) + workers).cpu)
         for n, window in windows.items():
             spent = (cpu[n + window - 1] - cpu[n - 1]) / window

@@ -212,13 +212,19 @@ class Space:
 
         Raises SpaceError for a label that the space does not have.
         """
-        out = np.full(len(self.paths), -1, dtype=np.int64)
-        for i, (path, labels) in enumerate(self.paths.items()):
-            if path in genotype:
-                if genotype[path] not in labels:
-                    raise SpaceError(f"space {self.name!r}: {path}={genotype[path]!r}; expected one of {list(labels)}")
-                out[i] = labels.index(genotype[path])
-        return out
+        code = [-1] * len(self.paths)
+        for path, label in genotype.items():
+            if path in self._places:
+                at, positions = self._places[path]
+                if label not in positions:
+                    raise SpaceError(f"space {self.name!r}: {path}={label!r}; expected one of {list(positions)}")
+                code[at] = positions[label]
+        return np.array(code, dtype=np.int64)
+
+    @cached_property
+    def _places(self) -> Mapping[str, tuple[int, Mapping[Label, int]]]:
+        """Where a decision stands in a code, and what its labels are there."""
+        return {p: (i, {label: j for j, label in enumerate(ls)}) for i, (p, ls) in enumerate(self.paths.items())}
 
     def decode(self, code: Sequence[int] | np.ndarray) -> Genotype:
         """The inverse of `encode`. Raises SpaceError if the code belongs to no genotype."""

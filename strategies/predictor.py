@@ -86,6 +86,8 @@ class Predictor(Strategy):
         self._features = Features(space)
         self._points: list[_Point] = []
         self._complete: list[_Point] = []  # those with every metric
+        self._values: list[list[float]] = []  # of their objectives, to be minimised
+        self._outside: list[bool] = []  # whether they break a limit
         self._told: set[str] = set()
         self._codes: set[bytes] = set()
         self._fitted: tuple[int, Scale, dict[str, Model]] | None = None  # caches: pure functions of what was told
@@ -99,7 +101,10 @@ class Predictor(Strategy):
             point = _Point(self.space, Candidate(self.space, trial.genotype), trial)
             self._points.append(point)
             self._codes.add(point.code.tobytes())
-            self._complete += [point] if trial.ok else []
+            if trial.ok:
+                self._complete.append(point)
+                self._values.append([o.cost(trial.metrics) for o in self.objectives])
+                self._outside.append(any(trial.violations.values()))
 
     def ask(self, n: int, rng: np.random.Generator, pending: Sequence[Proposal]) -> list[Proposal]:
         waiting = [_Point(self.space, Candidate(self.space, p.genotype)) for p in pending]
@@ -126,8 +131,8 @@ class Predictor(Strategy):
 
     def _parents(self) -> list[Genotype]:
         """The front, and the fronts behind it while there are fewer than 5; those outside a limit come last."""
-        outside = np.array([_broken(point) > 0 for point in self._complete])
-        ranks = pareto.ranks(self._costs(self._complete)) + len(outside) * outside
+        outside = np.array(self._outside)
+        ranks = pareto.ranks(np.array(self._values)) + len(outside) * outside
         last = np.sort(ranks)[min(5, len(ranks)) - 1]
         return [self._complete[i].candidate.genotype for i in np.flatnonzero(ranks <= last)]
 
@@ -223,17 +228,13 @@ class Predictor(Strategy):
         if len(points) <= most:
             return points
         complete = np.array([i for i, p in enumerate(points) if p.trial is not None and p.trial.ok], int)
-        ranks = pareto.ranks(self._costs([points[i] for i in complete]))
+        ranks = pareto.ranks(np.array(self._values[: len(complete)]))
         near = set(complete[np.argsort(ranks, kind="stable")][: most // 2].tolist())
         others = [i for i in range(len(points)) if i not in near]
         spread = np.linspace(0, len(others) - 1, most - len(near)).astype(int)
         return [points[i] for i in sorted(near | {others[j] for j in spread})]
 
     # -- what is promising -------------------------------------------------------------------------------------
-
-    def _costs(self, complete: Sequence[_Point]) -> Array:
-        """Objective values (points, objectives), to be minimised."""
-        return pareto.costs([p.trial for p in complete if p.trial is not None], self.objectives)
 
     def _scores(self, found: Sequence[_Point], waiting: Sequence[_Point]) -> Array:
         """Expected improvement by each candidate times its chances."""
@@ -242,8 +243,8 @@ class Predictor(Strategy):
         scale, models = self._models()
         x = scale(self._inputs(found))
         draws = DRAWS if len(self.objectives) < 3 else DRAWS // 4  # the hypervolume is slow to compute then
-        told = self._costs(self._complete)
-        front = told[[_broken(point) == 0 for point in self._complete]]
+        told = np.array(self._values)
+        front = told[~np.array(self._outside)]
         if waiting:
             there = scale(self._inputs(waiting))
             front = np.vstack([front, self._expected(waiting, there, models, 1)[0]])
@@ -293,10 +294,6 @@ class Predictor(Strategy):
 def _exact(objective: Objective) -> bool:
     """Whether a candidate's value is known."""
     return objective.exact and objective.metric in COSTS
-
-
-def _broken(point: _Point) -> float:
-    return sum(point.trial.violations.values()) if point.trial is not None else 0.0
 
 
 def _improvement(front: Array, values: Array) -> Array:

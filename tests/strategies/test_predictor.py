@@ -229,6 +229,22 @@ def test_the_process_interpolates_and_knows_where_it_does_not_know() -> None:
     assert np.array_equal(GaussianProcess(x, y, like=model).predict(x)[0], mean)
 
 
+def test_the_process_is_that_of_scikit_learn() -> None:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+    rng = np.random.default_rng(1)
+    x, y, new = rng.normal(size=(60, 5)), rng.normal(size=60), rng.normal(size=(30, 5))
+    model = GaussianProcess(x, y)
+    amplitude, length, noise = model._settings
+    kernel = ConstantKernel(amplitude) * Matern(length, nu=2.5) + WhiteKernel(noise)
+    theirs = GaussianProcessRegressor(kernel, alpha=1e-8, optimizer=None).fit(x, y)
+    mean, deviation = theirs.predict(new, return_std=True)
+    ours = model.predict(new)
+    assert ours[0] == pytest.approx(mean, rel=1e-6, abs=1e-6)
+    assert ours[1] == pytest.approx(np.sqrt(np.maximum(deviation**2 - noise, 1e-8)), rel=1e-5, abs=1e-6)
+
+
 @pytest.mark.parametrize("objectives", [2, 3])
 def test_improvement_is_the_added_hypervolume(objectives: int) -> None:
     rng = np.random.default_rng(0)
