@@ -32,6 +32,7 @@ import numpy as np
 
 from nas import pareto
 from nas.architecture import Architecture
+from nas.cli import COLLECTIONS
 from nas.evaluator import Evaluator, Report, Task
 from nas.executors.base import Executor, Job, Outcome
 from nas.plugins import make_space, make_strategy
@@ -255,6 +256,7 @@ def driver(problem: Problem, names: Sequence[str], history: Sequence[int], worke
     for name in names:
         gc.collect()
         gc.freeze()  # or the collector looks through what earlier searches have left
+        gc.set_threshold(*COLLECTIONS)  # as the command line does
         cpu = np.array(search(problem, name, workers, max(history) + max(windows.values()) + workers).cpu)
         for n, window in windows.items():
             spent = (cpu[n + window - 1] - cpu[n - 1]) / window

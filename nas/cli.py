@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,10 @@ app = typer.Typer(
     help="Neural architecture search for PyTorch.", no_args_is_help=True, add_completion=False,
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+
+COLLECTIONS = (20_000, 10, 10)
+"""Thresholds of the garbage collector: a search keeps much and leaves next to no cycles, and looking through all of it
+as often as Python does takes a sixth of the driver's time (`benchmarks/scale.py`)."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
@@ -257,6 +262,7 @@ def main() -> None:
     # Torch's threads wait for work by spinning; where another process has the other core, each wait then lasts until
     # the scheduler steps in, and two threads train 50 times slower than one. libgomp reads this when it is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    gc.set_threshold(*COLLECTIONS)
     try:
         app()
     except NasError as error:

@@ -185,6 +185,15 @@ class StrategyConformance:
             assert len(pending) == 8
             assert len({space.architecture(p.genotype).key() for p in pending}) > 1
 
+    def test_more_workers_than_were_told_are_answered(self) -> None:
+        for objectives in self.objectives():
+            space = toy_space()
+            strategy, pending = self.make(space, objectives, ()), list[Proposal]()
+            for step in range(self.asks):
+                fresh = strategy.ask(1, np.random.default_rng([9, step]), list(pending))
+                assert fresh or pending, "it proposed nothing to begin with"
+                pending += fresh
+
 
 class SpaceConformance:
     """What every space promises, at every input it says it takes."""

@@ -57,7 +57,7 @@ class Following:
 # sees (the choice's id to the option's index); returns the closed part.
 _Visit: TypeAlias = Callable[[Decide, dict[str, Label], dict[int, int]], Any]
 
-_KNOWN = 4096  # results that a part remembers
+_KNOWN = 1024  # results that a part remembers
 
 
 class Walker:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from nas.ops import Shape
 
 
-_KNOWN = 4096  # variants that a block remembers
+_KNOWN = 1024  # variants that a block remembers
+_STAGES = 64  # stages that their first block remembers; more of them only cost memory
 _PLAIN = frozenset({int, float, str, bool, type(None)})  # types of values in which nothing can be open
 
 
@@ -213,7 +214,7 @@ def stage(blocks: tuple[Block, ...], each: Mapping[str, Any], first: Mapping[str
     known: dict[Any, Stage] = blocks[0]._memory("stages")
     key = (tuple([id(block) for block in blocks]), pairs)
     if key not in known:
-        if len(known) >= _KNOWN:
+        if len(known) >= _STAGES:
             known.clear()
         _has(blocks[0], first, "first")
         known[key] = Stage(blocks, pairs)
