@@ -158,7 +158,9 @@ class LocalSearch(Strategy):
         sign = 1 if self.improvement == "first" else -1
         members = list(self._members.values())
         explored = [sign * (self._explored[member.number] + out[member.number]) for member in members]
-        lonely = -pareto.crowding(np.array([member.row for member in members]).reshape(len(members), len(self.objectives)))
+        lonely = -pareto.crowding(
+            np.array([member.row for member in members]).reshape(len(members), len(self.objectives))
+        )
         ties = np.random.default_rng(seed).random(len(members))
         order = sorted(range(len(members)), key=lambda i: (explored[i], lonely[i], ties[i]))
         yield from [members[i] for i in order if members[i].left]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -263,6 +266,28 @@ def test_an_interrupted_comparison_goes_on(table: Path, monkeypatch: pytest.Monk
     compare(bench(table, budgets="3"))
     with pytest.raises(KeyboardInterrupt):
         compare(bench(table, budgets="15"))
+
+
+def test_a_killed_comparison_leaves_nothing_running(table: Path) -> None:
+    flags = ["--peers=none", "--strategies=tpe", "--budgets=2000", "--workers=2", f"--out={table.parent / 'killed'}"]
+    process = subprocess.Popen([sys.executable, "-m", "nas", "bench", *flags], stderr=subprocess.DEVNULL)
+    try:
+        while len(children(process.pid)) < 3:  # two, and multiprocessing's own
+            assert process.poll() is None
+            time.sleep(0.1)
+        below = children(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    for _ in range(300):
+        if not any(Path(f"/proc/{pid}").exists() for pid in below):
+            return
+        time.sleep(0.1)
+    raise AssertionError("still there after 30 s")
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_processes_find_what_one_finds(table: Path) -> None:

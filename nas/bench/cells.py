@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -189,7 +190,16 @@ _problems: dict[Source, Problem] = {}
 
 
 def _open(sources: Sequence[Source]) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     _problems.update({source: source.load() for source in sources})
+
+
+def _end_with_the_parent() -> None:
+    """A pool's processes would wait for ever for what a killed parent does not send."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(cell: Cell) -> Outcome:
