@@ -66,7 +66,8 @@ class Candidate:
         self._space = space
 
     @cached_property
-    def _architecture(self) -> Architecture:
+    def architecture(self) -> Architecture:
+        """The architecture. Its parts may not fit together: then `costs` are empty."""
         return self._space.architecture(self.genotype)
 
     @cached_property
@@ -80,7 +81,7 @@ class Candidate:
     @cached_property
     def key(self) -> str | None:
         """Structural hash, None if the architecture cannot be built."""
-        return self._architecture.key() if self.costs else None
+        return self.architecture.key() if self.costs else None
 
     def excess(self, limits: Sequence[Limit]) -> float:
         """How far it is outside the limits, relative to their bounds; infinite if it cannot be built."""

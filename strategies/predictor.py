@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import isfinite
 from statistics import NormalDist
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
 from nas import pareto
+from nas.architecture import Architecture
 from nas.choices import Genotype
-from nas.errors import ConfigError
+from nas.errors import ConfigError, PluginError
+from nas.plugins import load
 from nas.space import Space
 from nas.strategy import Candidate, Strategy
 from nas.trial import ANALYSIS_METRICS, Limit, Objective, Proposal, Trial
@@ -29,13 +32,18 @@ TUNED = 200
 """Trials that hyperparameters are searched on, at most."""
 
 
+Proxy: TypeAlias = Callable[[Architecture], float]
+
+
 class _Point:
     """A proposal as the models see it: what is known of it, and what came of it if it was told."""
 
-    def __init__(self, space: Space, candidate: Candidate, trial: Trial | None = None) -> None:
+    def __init__(self, space: Space, candidate: Candidate, trial: Trial | None, proxies: Sequence[Proxy]) -> None:
         self.candidate, self.trial = candidate, trial
         self.code = space.encode(candidate.genotype)
         self.costs = list(candidate.costs.values())
+        if self.costs:
+            self.costs += [_measured(proxy, candidate.architecture) for proxy in proxies]
         self.budget = np.log(trial.budget) if trial is not None and trial.budget else None
 
     def value(self, metric: str) -> float:
@@ -63,8 +71,10 @@ class Predictor(Strategy):
         candidates: candidates compared for each later proposal.
         fresh: share of fresh samples among them.
         capacity: trials that the models are fitted to, at most: those near the front, and others spread over the run.
+        proxies: functions of yours, as `package.module:name`, from an `Architecture` to a finite number that says
+            something of its quality; they are features like the costs. Called for every candidate: cheap ones only.
 
-    Raises ConfigError for an option out of range.
+    Raises ConfigError for an option out of range, PluginError for a proxy that cannot be imported.
     """
 
     model: ClassVar[type[Surrogate]] = GaussianProcess
@@ -72,6 +82,7 @@ class Predictor(Strategy):
     def __init__(
         self, space: Space, objectives: Sequence[Objective], limits: Sequence[Limit] = (), *, initial: int = 8,
         pool: int = 64, candidates: int = 200, fresh: float = 0.1, capacity: int = 400,
+        proxies: str | Sequence[str] = (),
     ) -> None:  # fmt: skip
         super().__init__(space, objectives, limits)
         sizes = {"initial": (initial, 2), "pool": (pool, 1), "candidates": (candidates, 1), "capacity": (capacity, 10)}
@@ -83,6 +94,11 @@ class Predictor(Strategy):
         self.initial, self.pool, self.candidates, self.fresh, self.capacity = initial, pool, candidates, fresh, capacity
         self._known = [limit for limit in limits if limit.exact]
         self._unknown = [limit for limit in limits if not limit.exact]
+        names = [name.strip() for name in proxies.split(",")] if isinstance(proxies, str) else proxies
+        wrong = next((name for name in names if ":" not in name), None)
+        if wrong is not None:
+            raise ConfigError(f"strategy.proxies: expected package.module:name, got {wrong!r}")
+        self._proxies: list[Proxy] = [load(name) for name in names]
         self._features = Features(space)
         self._points: list[_Point] = []
         self._complete: list[_Point] = []  # those with every metric
@@ -98,7 +114,7 @@ class Predictor(Strategy):
     def tell(self, trial: Trial) -> None:
         self._told.add(trial.key)
         if trial.evaluated:
-            point = _Point(self.space, Candidate(self.space, trial.genotype), trial)
+            point = self._point(trial.genotype, trial)
             self._points.append(point)
             self._codes.add(point.code.tobytes())
             if trial.ok:
@@ -106,12 +122,15 @@ class Predictor(Strategy):
                 self._values.append([o.cost(trial.metrics) for o in self.objectives])
                 self._outside.append(any(trial.violations.values()))
 
+    def _point(self, genotype: Genotype, trial: Trial | None = None) -> _Point:
+        return _Point(self.space, Candidate(self.space, genotype), trial, self._proxies)
+
     def ask(self, n: int, rng: np.random.Generator, pending: Sequence[Proposal]) -> list[Proposal]:
-        waiting = [_Point(self.space, Candidate(self.space, p.genotype)) for p in pending]
+        waiting = [self._point(p.genotype) for p in pending]
         asked: list[_Point] = []
         for _ in range(n):
             chosen = self._propose(rng, [point for point in (*waiting, *asked) if point.costs])
-            asked.append(_Point(self.space, chosen))
+            asked.append(self._point(chosen.genotype))
         return [Proposal(point.candidate.genotype) for point in asked]
 
     def _propose(self, rng: np.random.Generator, waiting: Sequence[_Point]) -> Candidate:
@@ -150,7 +169,7 @@ class Predictor(Strategy):
                 if less <= excess:
                     candidate, excess = step, less
             if not excess:
-                point = _Point(self.space, candidate)
+                point = _Point(self.space, candidate, None, self._proxies)
                 code = point.code.tobytes()
                 if code not in self._codes:
                     found.setdefault(code, point)
@@ -289,6 +308,15 @@ class Predictor(Strategy):
                 bound = model.warp(np.array([limit.bound if limit.at_least else -limit.bound]))
                 chances *= [NormalDist().cdf(z) for z in (mean - bound) / deviation]
         return chances
+
+
+def _measured(proxy: Proxy, architecture: Architecture) -> float:
+    value = float(proxy(architecture))
+    if not isfinite(value):
+        raise PluginError(
+            f"strategy.proxies: {proxy.__module__}:{proxy.__qualname__} gave {value}, not a finite number"
+        )
+    return value
 
 
 def _exact(objective: Objective) -> bool:

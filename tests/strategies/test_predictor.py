@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from nas.strategies.predictor import Predictor, _improvement
 from nas.strategies.surrogates import Features, GaussianProcess, Scale, Warp
 
 from nas import pareto
-from nas.errors import ConfigError
+from nas.errors import ConfigError, PluginError
 from nas.plugins import make_space
 from nas.space import Space
 from nas.strategy import Strategy
@@ -48,6 +49,31 @@ def front_of(trials: Sequence[Trial]) -> float:
     """Hypervolume of the toy problem: error up to 0.7, FLOPs up to 1.2 M."""
     values = [(1 - t.metrics["accuracy"], t.metrics["flops"] / 1.2e6) for t in trials if t.ok]
     return pareto.hypervolume(np.array(values), [0.7, 1.0])
+
+
+def test_a_proxy_of_ones_own_is_learnt_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cheap.py").write_text(
+        "def luck(architecture):\n    return int(architecture.key()[:6], 16) / 16**6\n"
+        "def nothing(architecture):\n    return float('nan')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    space = nasbench_macro()
+
+    def best(proxies: str | tuple[str, ...]) -> float:
+        """Of 25 networks whose accuracy no feature but the proxy says anything of."""
+        strategy, found = Predictor(space, [ACCURACY], candidates=100, proxies=proxies), [0.0]
+        for number in range(25):
+            genotype = strategy.ask(1, np.random.default_rng([1, number]), [])[0].genotype
+            key = space.architecture(genotype).key()
+            found.append(int(key[:6], 16) / 16**6)
+            strategy.tell(Trial(number, genotype, key, "ok", {"accuracy": found[-1]}))
+        return float(np.mean(found[-10:]))
+
+    assert best("cheap:luck") > best(()) + 0.15
+    with pytest.raises(PluginError, match="cheap:nothing gave nan, not a finite number"):
+        best("cheap:nothing")
+    with pytest.raises(ConfigError, match=r"strategy\.proxies: expected package\.module:name, got 'naswot'"):
+        Predictor(space, [ACCURACY], proxies="naswot")
 
 
 def test_it_beats_random_on_a_conditional_space() -> None:
