@@ -3,9 +3,9 @@ bare samplers; and CPU seconds to resume a run of 5,000 trials.
 
     python benchmarks/overhead.py [--methods evolution tpe optuna:TPESampler ...]
 
-The mobile space, invented accuracies against FLOPs; the history is random. A cell is the mean of up to 20 proposals
-after a first one that is not counted, fewer where they take longer than 15 s in all; 10,000 trials only where they
-would not take a minute. A run is resumed through `nas.search.Search`: reading the journal, telling every trial, keeping
+The mobile space, invented accuracies against FLOPs; the history is random. A cell is the mean of up to 200 proposals
+after a first one that is not counted, fewer where they take longer than 10 s in all; 10,000 trials only where 20 would
+not take a minute. A run is resumed through `nas.search.Search`: reading the journal, telling every trial, keeping
 the front. Its 5,000 proposals are the strategy's own where they cost less than 2 ms each, else (marked r) random ones.
 For Optuna: the 5,000 trials added to a fresh study in memory.
 """
@@ -13,6 +13,7 @@ For Optuna: the 5,000 trials added to a fresh study in memory.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import tempfile
 import time
@@ -29,6 +30,7 @@ from nas.bench.methods import fitting
 from nas.bench.names import Named
 from nas.bench.problem import Source
 from nas.choices import Decision
+from nas.cli import COLLECTIONS
 from nas.evaluator import Evaluator, Report, Task
 from nas.executors.local import Local
 from nas.plugins import make_space, make_strategy
@@ -41,7 +43,7 @@ from nas.trial import Proposal, Trial
 
 HISTORIES = (100, 1000, 10_000)
 RESUMED = 5000
-STEPS, SECONDS, DEAR = 20, 15.0, 60.0
+STEPS, SECONDS, FEW, DEAR = 200, 10.0, 20, 60.0
 OWN = 2.0
 """CPU ms below which a strategy's own proposals fill the run that is resumed."""
 
@@ -152,7 +154,7 @@ def proposals(side: Side, history: Sequence[Trial]) -> list[float]:
     found: list[float] = []
     done = 0
     for size in HISTORIES:
-        if found and found[-1] * size / HISTORIES[HISTORIES.index(size) - 1] * STEPS / 1e3 > DEAR:
+        if found and found[-1] * size / HISTORIES[HISTORIES.index(size) - 1] * FEW / 1e3 > DEAR:
             break
         started = time.process_time()
         side.fill(history[done:size])
@@ -223,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", help="strategies, and optuna:SAMPLER")
     given = parser.parse_args()
+    gc.set_threshold(*COLLECTIONS)  # as the command line does
     ours, _ = fitting(Source("nas-bench-macro", None, "accuracy,flops").load())
     methods = given.methods or [*ours, "rl(policy=lstm)", *(f"optuna:{name}" for name in SAMPLERS)]
     space, rng = make_space("mobile", (3, 32, 32), 10, {}), np.random.default_rng(0)

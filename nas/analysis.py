@@ -108,17 +108,27 @@ _NOTHING: dict[Any, Any] = {}
 
 def total(blocks: Iterable[Block], shape: Shape) -> Analysis:
     """Costs of blocks one after the other."""
-    params = flops = depth = 0
-    memory = prod(shape) * BYTES
-    fh = fw = sh = sw = 1
+    parts: list[Analysis] = []
+    start = shape
     for block in blocks:
         # The look-up of `cost`, inlined: this loop is the hot path of scoring a neighbour.
         part = block.__dict__.get("_costs_", _NOTHING).get((shape,)) or cost(block, shape)
-        more, multiplied, peak, layers, (kh, kw), (th, tw), shape = part
+        parts.append(part)
+        shape = part.shape
+    return combined(parts, start)
+
+
+def combined(parts: Iterable[Analysis], shape: Shape) -> Analysis:
+    """Costs of the whole from those of its parts one after the other; `shape` is what the first one reads."""
+    params = flops = depth = 0
+    memory = prod(shape) * BYTES
+    fh = fw = sh = sw = 1
+    for more, multiplied, peak, layers, (kh, kw), (th, tw), after in parts:
         params += more
         flops += multiplied
         depth += layers
         if peak > memory:
             memory = peak
         fh, fw, sh, sw = fh + (kh - 1) * sh, fw + (kw - 1) * sw, sh * th, sw * tw
+        shape = after
     return Analysis(params, flops, memory, depth, (fh, fw), (sh, sw), shape)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nas.analysis import total
+from nas.analysis import Analysis, combined, cost
 from nas.architecture import Architecture, metrics
 from nas.blocks.base import Block, Chain
 from nas.choices import Decide, Decision, Genotype, Label, OneOf
@@ -17,7 +17,7 @@ from nas.counting import count
 from nas.errors import SpaceError
 from nas.ops import Shape
 from nas.steps import Steps
-from nas.walk import Following, Row, survey
+from nas.walk import Following, Row, remember, survey
 
 
 @dataclass(frozen=True)
@@ -191,14 +191,32 @@ class Space:
 
         Raises GraphError where it cannot be built, SpaceError if the genotype does not belong to this space.
         """
-        shape, values, _ = self._closed(genotype)
-        return metrics(total(values, shape))
+        keys = self._row.keys(genotype)
+        follow = Following(genotype, self.name)
+        start = shape = self._shape(self._row.part(0, follow))
+        parts: list[Analysis] = []
+        for i, (known, key) in enumerate(zip(self._analyses, keys[1:], strict=True), 1):
+            part = known.get((key, shape))
+            if part is None:
+                part = cost(self._row.part(i, follow), shape)
+                remember(known, (key, shape), part)
+            parts.append(part)
+            shape = part.shape
+        return metrics(combined(parts, start))
+
+    @cached_property
+    def _analyses(self) -> list[dict[tuple[Any, ...], Analysis]]:
+        """Costs of each part by the labels in it and the shape that it reads."""
+        return [{} for _ in self._parts]
 
     def _closed(self, genotype: Genotype) -> tuple[Shape, list[Any], Genotype]:
         """The input shape, the parts with nothing open, and the genotype with what it leaves out."""
         (factor, *values), complete = self._row.resolve(Following(genotype, self.name))
+        return self._shape(factor), values, complete
+
+    def _shape(self, factor: float) -> Shape:
         c, h, w = self.input_shape
-        return (c, max(1, round(h * factor)), max(1, round(w * factor))), values, complete
+        return c, max(1, round(h * factor)), max(1, round(w * factor))
 
     # -- the whole space ---------------------------------------------------------------------------------------
 

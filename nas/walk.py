@@ -8,6 +8,7 @@ controller's next token: each is one `decide` function.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import repeat
 from typing import Any, TypeAlias
 
@@ -84,13 +85,55 @@ class Row:
     """
 
     def __init__(self, parts: Sequence[tuple[str, Any]]) -> None:
-        self._visits = [_part(value, path, "") for path, value in parts]
+        self._parts = parts
+        self._visits = [_remembered(value, path) for path, value in parts]
 
     def resolve(self, decide: Decide) -> tuple[list[Any], dict[str, Label]]:
         """The parts with nothing open, and the genotype; see `resolve`."""
         genotype: dict[str, Label] = {}
         taken: dict[int, int] = {}
         return [visit(decide, genotype, taken) for visit in self._visits], genotype
+
+    def part(self, i: int, follow: Following) -> Any:
+        """One part with nothing open, without walking the others."""
+        taken: dict[int, int] = {}
+        for path, choice in self._shared[i]:
+            if path in follow.genotype:
+                taken[id(choice)] = choice.labels.index(follow.genotype[path])
+        return self._visits[i](follow, {}, taken)
+
+    def keys(self, genotype: Genotype) -> list[tuple[Any, ...]]:
+        """The labels that say all of each part."""
+        get, missing = genotype.get, repeat(MISSING)
+        return [tuple(map(get, paths, missing)) for paths in self._paths]
+
+    @cached_property
+    def _paths(self) -> list[tuple[str, ...]]:
+        alone = [_everywhere(value, path, "", set()) for path, value in self._parts]
+        return [
+            tuple(dict.fromkeys([path for path, _ in (*own, *shared)]))
+            for own, shared in zip(alone, self._shared, strict=True)
+        ]
+
+    @cached_property
+    def _shared(self) -> list[list[tuple[str, OneOf]]]:
+        """For each part where the choices in it may be decided that also stand in an earlier one."""
+        taken: set[int] = set()
+        decided: list[tuple[str, OneOf]] = []
+        found: list[list[tuple[str, OneOf]]] = []
+        for path, value in self._parts:
+            here = list(_everywhere(value, path, "", taken))
+            elsewhere = {
+                id(choice) for at in _everywhere(value, path, "", set()) if at not in here for choice in at[1:]
+            }
+            found.append([(at, choice) for at, choice in decided if id(choice) in elsewhere])
+            decided += here
+        return found
+
+
+def _remembered(value: Any, path: str) -> _Visit:
+    part = _part(value, path, "")
+    return _looked_up(value, path, "", part) if open_children(value) else part
 
 
 def _part(value: Any, path: str, scope: str) -> _Visit:
@@ -197,7 +240,7 @@ def _looked_up(value: Any, path: str, scope: str, part: _Visit) -> _Visit:
             after = dict(taken)
             made = part(decide, inside, after)
             found = made, inside, {choice: index for choice, index in after.items() if choice not in taken}
-            _remember(known, key, found)
+            remember(known, key, found)
         closed, labels, decided = found
         before = len(genotype)
         genotype.update(labels)
@@ -226,13 +269,13 @@ def _remembering(walk: Callable[..., list[Any]], make: Callable[..., Any]) -> _V
         found = known.get(key)
         if found is None:
             found = values, make(*values)  # keeps the values, so that no id is given out again
-            _remember(known, key, found)
+            remember(known, key, found)
         return found[1]
 
     return visit
 
 
-def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+def remember(known: dict[Any, Any], key: Any, value: Any) -> None:
     if len(known) >= _KNOWN:
         known.clear()
     known[key] = value

@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from nas import ops
 from nas.blocks import Block, Chain, Conv, Head, InvertedResidual, Skip
 from nas.choices import Label, OneOf, Repeat
 from nas.errors import SpaceError
+from nas.plugins import make_space
 from nas.space import Space
+from nas.testing import toy_space
 from nas.walk import resolve
 
 LARGEST = 400
@@ -262,3 +265,18 @@ def test_the_seed_governs_chance() -> None:
 
     assert run(3) == run(3)
     assert run(3) != run(4)
+
+
+def test_costs_are_those_of_the_architecture() -> None:
+    width = OneOf(8, 16, 24, name="width")  # decided in the first part that has it, and the same in all others
+    act = OneOf("relu", "silu")
+    block = OneOf(Conv(width=width, activation=act), InvertedResidual(width=width, kernel=OneOf(3, 5)))
+    parts = {"a": Repeat(block, times=OneOf(0, 1, 3)), "b": block, "c": Repeat(block, times=2)}
+    chain = Chain(stem=Conv(width=8, activation=act), **parts, head=Head(4))
+    shared = Space(chain, input_shape=(3, 16, 16), classes=4, resolution=OneOf(0.5, 1.0))
+    for space in (shared, toy_space(), make_space("lecture", (3, 32, 32), 10, {})):
+        rng = np.random.default_rng(0)
+        genotypes = [space.sample(rng) for _ in range(60)]
+        genotypes += [space.crossover(a, b, rng) for a, b in pairwise(genotypes)]
+        for genotype in genotypes:
+            assert space.costs(genotype) == space.architecture(genotype).metrics()
