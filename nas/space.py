@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ import numpy as np
 from nas.analysis import Analysis, combined, cost
 from nas.architecture import Architecture, metrics
 from nas.blocks.base import Block, Chain
-from nas.choices import Decide, Decision, Genotype, Label, OneOf
+from nas.choices import MISSING, Decide, Decision, Genotype, Label, OneOf
 from nas.counting import count
 from nas.errors import SpaceError
 from nas.ops import Shape
 from nas.steps import Steps
-from nas.walk import Following, Row, remember, survey
+from nas.walk import Following, Pieces, Row, remember, survey
 
 
 @dataclass(frozen=True)
@@ -191,22 +192,32 @@ class Space:
 
         Raises GraphError where it cannot be built, SpaceError if the genotype does not belong to this space.
         """
-        keys = self._row.keys(genotype)
+        get, missing = genotype.get, repeat(MISSING)
         follow = Following(genotype, self.name)
         start = shape = self._shape(self._row.part(0, follow))
-        parts: list[Analysis] = []
-        for i, (known, key) in enumerate(zip(self._analyses, keys[1:], strict=True), 1):
-            part = known.get((key, shape))
-            if part is None:
-                part = cost(self._row.part(i, follow), shape)
-                remember(known, (key, shape), part)
-            parts.append(part)
-            shape = part.shape
-        return metrics(combined(parts, start))
+        found: list[Analysis] = []
+        for i, ((whole, times, counts, paths), known) in enumerate(zip(self._pieces, self._analyses, strict=True), 1):
+            n = len(paths) if times is None else counts.get(get(times))
+            if n is None:  # wrong, or left out where there is but one option: the walk knows
+                n = len(self._row.part(i, follow).blocks)
+            for j in range(n):
+                key = (j == 0, shape, *map(get, paths[j], missing))
+                piece = known.get(key)
+                if piece is None:
+                    part = self._row.part(i, follow)
+                    piece = cost(part if whole else part.steps()[j][1], shape)
+                    remember(known, key, piece)
+                found.append(piece)
+                shape = piece.shape
+        return metrics(combined(found, start))
+
+    @cached_property
+    def _pieces(self) -> list[Pieces]:
+        return [self._row.pieces(i) for i in range(1, len(self._parts) + 1)]
 
     @cached_property
     def _analyses(self) -> list[dict[tuple[Any, ...], Analysis]]:
-        """Costs of each part by the labels in it and the shape that it reads."""
+        """Costs of the pieces of each part by the labels in it and the shape that it reads."""
         return [{} for _ in self._parts]
 
     def _closed(self, genotype: Genotype) -> tuple[Shape, list[Any], Genotype]:

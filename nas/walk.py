@@ -7,10 +7,11 @@ controller's next token: each is one `decide` function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import repeat
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from nas.choices import MISSING, Decide, Decision, Genotype, Label, OneOf, Repeat, is_open, open_children
 from nas.errors import SpaceError
@@ -77,6 +78,22 @@ class Walker:
         return self._visit(decide, genotype, {}), genotype
 
 
+class Pieces(NamedTuple):
+    """The decisions on which each piece of a part depends.
+
+    Attributes:
+        whole: there is one piece, which is the part; else they are the steps of a `Stage`.
+        times: path of the decision how many pieces there are; None where that is not open.
+        counts: what its labels stand for.
+        paths: of each piece, all decisions that can make a difference to it.
+    """
+
+    whole: bool
+    times: str | None
+    counts: Mapping[Label, int]
+    paths: list[tuple[str, ...]]
+
+
 class Row:
     """Parts made ready to be walked one after the other, in one scope.
 
@@ -102,18 +119,28 @@ class Row:
                 taken[id(choice)] = choice.labels.index(follow.genotype[path])
         return self._visits[i](follow, {}, taken)
 
-    def keys(self, genotype: Genotype) -> list[tuple[Any, ...]]:
-        """The labels that say all of each part."""
-        get, missing = genotype.get, repeat(MISSING)
-        return [tuple(map(get, paths, missing)) for paths in self._paths]
-
-    @cached_property
-    def _paths(self) -> list[tuple[str, ...]]:
-        alone = [_everywhere(value, path, "", set()) for path, value in self._parts]
-        return [
-            tuple(dict.fromkeys([path for path, _ in (*own, *shared)]))
-            for own, shared in zip(alone, self._shared, strict=True)
-        ]
+    def pieces(self, i: int) -> Pieces:
+        """What decides each repetition of a part that is a `Repeat`, of another the whole of it."""
+        path, value = self._parts[i]
+        shared = [at for at, _ in self._shared[i]]
+        elsewhere = {id(choice) for _, choice in self._shared[i]}
+        if not isinstance(value, Repeat) or id(value.times) in elsewhere:
+            own = [at for at, _ in _everywhere(value, path, "", set())]
+            return Pieces(True, None, {}, [tuple(dict.fromkeys(own + shared))])
+        fields = replace(value, block=(), times=1)
+        around = [at for at, _ in _everywhere(fields, path, "", set())] + shared
+        times, where = value.times, None
+        counts: dict[Label, int] = {}
+        if isinstance(times, OneOf):
+            where = decision_path(times, join(path, "times"), "")
+            counts = dict(zip(times.labels, times.options, strict=True))
+        found: list[tuple[str, ...]] = []
+        for n in range(max(times.options) if isinstance(times, OneOf) else times):
+            at = join(path, "each" if value.shared else str(n))
+            inside = list(_everywhere(value.block, at, at, set()))
+            seen = [where] if where and any(choice is times for _, choice in inside) else []
+            found.append(tuple(dict.fromkeys([*seen, *around, *(name for name, _ in inside)])))
+        return Pieces(False, where, counts, found)
 
     @cached_property
     def _shared(self) -> list[list[tuple[str, OneOf]]]:
