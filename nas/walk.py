@@ -125,10 +125,10 @@ class Row:
         shared = [at for at, _ in self._shared[i]]
         elsewhere = {id(choice) for _, choice in self._shared[i]}
         if not isinstance(value, Repeat) or id(value.times) in elsewhere:
-            own = [at for at, _ in _everywhere(value, path, "", set())]
+            own = [at for at, _ in everywhere(value, path)]
             return Pieces(True, None, {}, [tuple(dict.fromkeys(own + shared))])
         fields = replace(value, block=(), times=1)
-        around = [at for at, _ in _everywhere(fields, path, "", set())] + shared
+        around = [at for at, _ in everywhere(fields, path)] + shared
         times, where = value.times, None
         counts: dict[Label, int] = {}
         if isinstance(times, OneOf):
@@ -137,7 +137,7 @@ class Row:
         found: list[tuple[str, ...]] = []
         for n in range(max(times.options) if isinstance(times, OneOf) else times):
             at = join(path, "each" if value.shared else str(n))
-            inside = list(_everywhere(value.block, at, at, set()))
+            inside = list(everywhere(value.block, at, at))
             seen = [where] if where and any(choice is times for _, choice in inside) else []
             found.append(tuple(dict.fromkeys([*seen, *around, *(name for name, _ in inside)])))
         return Pieces(False, where, counts, found)
@@ -149,10 +149,8 @@ class Row:
         decided: list[tuple[str, OneOf]] = []
         found: list[list[tuple[str, OneOf]]] = []
         for path, value in self._parts:
-            here = list(_everywhere(value, path, "", taken))
-            elsewhere = {
-                id(choice) for at in _everywhere(value, path, "", set()) if at not in here for choice in at[1:]
-            }
+            here = list(everywhere(value, path, "", taken))
+            elsewhere = {id(choice) for at in everywhere(value, path) if at not in here for choice in at[1:]}
             found.append([(at, choice) for at, choice in decided if id(choice) in elsewhere])
             decided += here
         return found
@@ -252,7 +250,7 @@ def _looked_up(value: Any, path: str, scope: str, part: _Visit) -> _Visit:
         if decide.__class__ is not Following:
             return part(decide, genotype, taken)
         if not paths:
-            for where, choice in _everywhere(value, path, scope, set()):
+            for where, choice in everywhere(value, path, scope):
                 paths[where], choices[id(choice)] = None, None
         get = decide.genotype.get
         key = tuple(map(get, paths, missing))
@@ -328,29 +326,33 @@ def survey(template: Any) -> dict[str, tuple[Label, ...]]:
     Visits all options instead of choosing one; so it is the map of the space, not a walk through it.
     """
     found: dict[str, dict[Label, None]] = {}
-    for path, choice in _everywhere(template, "", "", set()):
+    for path, choice in everywhere(template):
         found.setdefault(path, {}).update(dict.fromkeys(choice.labels))
     return {path: tuple(labels) for path, labels in found.items()}
 
 
-def _everywhere(value: Any, path: str, scope: str, taken: set[int]) -> Iterator[tuple[str, OneOf]]:
+def everywhere(
+    value: Any, path: str = "", scope: str = "", taken: set[int] | None = None
+) -> Iterator[tuple[str, OneOf]]:
+    """Every choice in a value with its path, in reading order; none whose id is in `taken`, which is added to."""
+    taken = set() if taken is None else taken
     if isinstance(value, OneOf):
         if id(value) not in taken:
             taken.add(id(value))
             yield decision_path(value, path, scope), value
             for option in value.options:
-                yield from _everywhere(option, path, scope, set(taken))  # what one option decides is open in another
+                yield from everywhere(option, path, scope, set(taken))  # what one option decides is open in another
     elif isinstance(value, Repeat):
-        yield from _everywhere(value.times, join(path, "times"), scope, taken)
+        yield from everywhere(value.times, join(path, "times"), scope, taken)
         most = max(value.times.options) if isinstance(value.times, OneOf) else value.times
         for name, child in (*value.each.items(), *value.first.items()):
-            yield from _everywhere(child, join(path, name), scope, taken)
+            yield from everywhere(child, join(path, name), scope, taken)
         for i in range(min(most, 1) if value.shared else most):
             inner = join(path, "each" if value.shared else str(i))
-            yield from _everywhere(value.block, inner, inner, set(taken))
+            yield from everywhere(value.block, inner, inner, set(taken))
     elif isinstance(value, tuple):
         for i, child in enumerate(value):
-            yield from _everywhere(child, join(path, str(i)), scope, taken)
+            yield from everywhere(child, join(path, str(i)), scope, taken)
     else:
         for name, child in open_children(value):
-            yield from _everywhere(child, join(path, name), scope, taken)
+            yield from everywhere(child, join(path, name), scope, taken)

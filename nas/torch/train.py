@@ -102,7 +102,7 @@ def evaluate(
     return _evaluate(module, batches.epoch(0), torch.device(device), precision)
 
 
-def _trial_errors(function: Callable[P, T]) -> Callable[P, T]:
+def trial_errors(function: Callable[P, T]) -> Callable[P, T]:
     """Turn whatever torch or a user's layer raises into a trial state and one line."""
 
     @wraps(function)
@@ -126,14 +126,14 @@ def _trial_errors(function: Callable[P, T]) -> Callable[P, T]:
 class _Training:
     """A module, and what its training carries from one step to the next."""
 
-    @_trial_errors
+    @trial_errors
     def __init__(self, module: nn.Module, recipe: Recipe, steps: int, seed: int, device: torch.device) -> None:
         layout = torch.channels_last if recipe.channels_last else torch.preserve_format
         self.module = module.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.recipe, self.steps, self.seed, self.device = recipe, steps, seed, device
-        is_half = _autocast_type(recipe.precision, device) is torch.float16
+        is_half = autocast_type(recipe.precision, device) is torch.float16
         # Fused SGD breaks its momentum in the steps that the scaler skips.
-        self.optimizer = _optimizer(module, recipe, fused=not is_half)
+        self.optimizer = make_optimizer(module, recipe, fused=not is_half)
         self.scaler = torch.amp.GradScaler(device.type, enabled=is_half)
         self.history: list[Metrics] = []
 
@@ -153,30 +153,30 @@ class _Training:
         self.scaler.load_state_dict(state["scaler"])
         self.history = list(state["history"])
 
-    @_trial_errors
+    @trial_errors
     def epoch(self, epoch: int, train: Batches, validation: Batches, end: float) -> Metrics:
         """Train epoch number `epoch`, counted from 0, and measure."""
         self.module.train()
         total, steps = torch.zeros((), device=self.device), 0
-        with _own_randomness((self.seed, epoch), self.device):
-            for index, (x, y) in enumerate(_until(end, train.epoch(epoch))):
+        with own_randomness((self.seed, epoch), self.device):
+            for index, (x, y) in enumerate(until(end, train.epoch(epoch))):
                 if len(y) == 1:
                     continue  # batch norm cannot take the variance of one image
                 total += self._step(x, y, self.recipe.lr_at(epoch + (index + 1) / self.steps))
                 steps += 1
                 if steps % STEPS_PER_LOOK == 0:
-                    _finite(total, "training loss")
+                    finite(total, "training loss")
         if steps == 0:
             raise EvaluationError("nothing to train on: expected batches of at least two images")
-        train_loss = _finite(total / steps, "training loss")
-        batches = _until(end, validation.epoch(0))
+        train_loss = finite(total / steps, "training loss")
+        batches = until(end, validation.epoch(0))
         metrics = _evaluate(self.module, batches, self.device, self.recipe.precision)
         return {**metrics, "train_loss": train_loss}
 
     def _step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with _autocast(self.recipe.precision, self.device):
+        with autocast(self.recipe.precision, self.device):
             logits = self.module(x)
         loss = functional.cross_entropy(logits.float(), y, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad()
@@ -189,23 +189,23 @@ class _Training:
         return loss.detach()
 
 
-@_trial_errors
+@trial_errors
 def _evaluate(module: nn.Module, batches: Pairs, device: torch.device, precision: Precision) -> Metrics:
     was_training = module.training
     module.eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
     total, count = torch.zeros((), device=device), 0
-    with torch.no_grad(), _autocast(precision, device):
+    with torch.no_grad(), autocast(precision, device):
         for x, y in batches:
             logits = module(x).float()
             total += functional.cross_entropy(logits, y, reduction="sum")
             correct += (logits.argmax(1) == y).sum()
             count += len(y)
     module.train(was_training)
-    return {"accuracy": int(correct) / count, "loss": _finite(total / count, "validation loss")}
+    return {"accuracy": int(correct) / count, "loss": finite(total / count, "validation loss")}
 
 
-def _optimizer(module: nn.Module, recipe: Recipe, *, fused: bool) -> torch.optim.Optimizer:
+def make_optimizer(module: nn.Module, recipe: Recipe, *, fused: bool) -> torch.optim.Optimizer:
     norms = (nn.LayerNorm, nn.RMSNorm)  # the ones whose weights may have more than one dimension
     exempt = {p for layer in module.modules() if isinstance(layer, norms) for p in layer.parameters()}
     decayed: list[nn.Parameter] = []
@@ -223,7 +223,7 @@ def _optimizer(module: nn.Module, recipe: Recipe, *, fused: bool) -> torch.optim
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
 
 
-def _autocast_type(precision: Precision, device: torch.device) -> torch.dtype:
+def autocast_type(precision: Precision, device: torch.device) -> torch.dtype:
     if precision != "auto":
         named: torch.dtype = getattr(torch, precision)
         return named
@@ -232,14 +232,14 @@ def _autocast_type(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def _autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    dtype = _autocast_type(precision, device)
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    dtype = autocast_type(precision, device)
     is_mixed = dtype is not torch.float32
     return torch.autocast(device.type, dtype=dtype if is_mixed else None, enabled=is_mixed)
 
 
 @contextmanager
-def _own_randomness(seed: tuple[int, int], device: torch.device) -> Iterator[None]:
+def own_randomness(seed: tuple[int, int], device: torch.device) -> Iterator[None]:
     """Dropout draws from torch's global generators only: seed them, and give them back as they were."""
     # The third number keeps dropout's stream apart from that of the batches.
     value = int(np.random.SeedSequence((*seed, 1)).generate_state(1, np.uint64)[0])
@@ -252,14 +252,14 @@ def _own_randomness(seed: tuple[int, int], device: torch.device) -> Iterator[Non
         yield
 
 
-def _until(end: float, batches: Pairs) -> Iterator[tuple[Tensor, Tensor]]:
+def until(end: float, batches: Pairs) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in batches:
         if time.monotonic() > end:
             raise TimedOut("the time for this trial is used up; allow more, or train for fewer epochs")
         yield batch
 
 
-def _finite(value: Tensor, name: str) -> float:
+def finite(value: Tensor, name: str) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise Diverged(f"the {name} became {number}; a lower learning rate or clipping may help")
