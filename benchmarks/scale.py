@@ -34,7 +34,7 @@ from nas import pareto
 from nas.architecture import Architecture
 from nas.cli import COLLECTIONS
 from nas.evaluator import Evaluator, Report, Task
-from nas.executors.base import Executor, Job, Outcome
+from nas.executors.base import Executor, Hear, Job, Outcome
 from nas.plugins import make_space, make_strategy
 from nas.search import Plan, Search
 from nas.space import Space
@@ -120,9 +120,11 @@ class Simulated(Executor):
         self._running = [entry for entry in self._running if entry[2] is not job]
         heapq.heapify(self._running)
 
-    def run_once(self, function: Callable[[], Any], resources: Mapping[str, float]) -> Future[Any]:
+    def run_once(
+        self, function: Callable[..., Any], resources: Mapping[str, float], hear: Hear | None = None
+    ) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_result(function())
+        future.set_result(function() if hear is None else function(hear))
         return future
 
     def close(self, now: bool = False) -> None:

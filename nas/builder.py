@@ -173,12 +173,22 @@ class GraphBuilder:
 
     def conv_norm_act(
         self, name: str, x: Ref, width: int, kernel: int | ops.Pair = 3, *, stride: int | ops.Pair = 1,
-        padding: int | ops.Pair | None = None, groups: int = 1, norm: str = "batch", activation: str = "relu",
-        eps: float = 1e-5, momentum: float = 0.1,
+        padding: int | ops.Pair | None = None, dilation: int = 1, groups: int = 1, norm: str = "batch",
+        activation: str = "relu", eps: float = 1e-5, momentum: float = 0.1,
     ) -> Ref:  # fmt: skip
         """Convolution, norm, activation as `name.conv`, `name.norm`, `name.act`; a bias only where no norm follows."""
         bias = norm == "none"
-        x = self.conv(f"{name}.conv", x, width, kernel, stride=stride, padding=padding, groups=groups, bias=bias)
+        x = self.conv(
+            f"{name}.conv",
+            x,
+            width,
+            kernel,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+        )
         x = self.norm(f"{name}.norm", x, norm, eps=eps, momentum=momentum)
         return self.activation(f"{name}.act", x, activation)
 
@@ -223,6 +233,14 @@ class GraphBuilder:
     def shuffle(self, name: str, x: Ref, groups: int) -> Ref:
         """Channel shuffle."""
         return self.op(name, ops.Shuffle(groups), x)
+
+    def shift(self, name: str, x: Ref) -> Ref:
+        """The map moved up and left by one position."""
+        return self.op(name, ops.Shift(), x)
+
+    def zero(self, name: str, x: Ref) -> Ref:
+        """Zeros in the shape of `x`."""
+        return self.op(name, ops.Zero(), x)
 
     def flatten(self, name: str, x: Ref) -> Ref:
         """Feature map to vector."""

@@ -105,7 +105,7 @@ def search(
         "executor": executor, "verbose": verbose, "out": None if out is None else str(out), "storage": storage,
     }  # fmt: skip
     settings = Config.load(config, given, set_ or ())
-    watch(lambda on_trial: start(settings, on_trial=on_trial))
+    watch(lambda on_trial, on_prepare: start(settings, on_trial=on_trial, on_prepare=on_prepare))
 
 
 @app.command()
@@ -121,7 +121,8 @@ def resume(
     from nas.session import resume as go_on
 
     seconds = parse_seconds("time", time)
-    watch(lambda on_trial: go_on(run, trials=trials, time=seconds, out=out, on_trial=on_trial))
+    more: dict[str, Any] = {"trials": trials, "time": seconds, "out": out}
+    watch(lambda on_trial, on_prepare: go_on(run, **more, on_trial=on_trial, on_prepare=on_prepare))
 
 
 @app.command()

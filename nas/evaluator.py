@@ -87,7 +87,15 @@ class Evaluator(ABC):
     """Scores an architecture.
 
     A subclass's `__init__` takes its options as keyword arguments with defaults; they are what
-    `--set evaluator.NAME=VALUE` sets. An evaluator that needs a long job first has `prepare` as `Strategy` says.
+    `--set evaluator.NAME=VALUE` sets.
+
+    Two methods more are called on an evaluator that has them:
+
+    - `use(space)`: called once, before anything else, with the space whose architectures will come. It may raise
+      ConfigError, and then there is no run.
+    - `prepare`, with `recall` and `keep`: a long job before the first trial, as `Strategy` says. What it gives is the
+      evaluator's attribute `prepared` before `open`, on every worker; numpy arrays in it are held once per machine, to
+      be read only.
     """
 
     metrics: tuple[Metric, ...] = ()

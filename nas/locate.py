@@ -114,7 +114,7 @@ def _scaled(space: Space, factor: float) -> tuple[int, int, int]:
 
 
 def _resolutions(space: Space) -> tuple[float, ...]:
-    found = space._root.resolution
+    found = space.resolution
     return found.options if isinstance(found, OneOf) else (found,)
 
 
@@ -224,7 +224,7 @@ def _ways(space: Space, architecture: Architecture) -> list[tuple[Genotype, tupl
     shape = architecture.input_shape
     wanted = next((f for f in _resolutions(space) if _scaled(space, f) == shape), shape[1] / space.input_shape[1])
     matcher = _Matcher(space.template)
-    start = matcher.match(space._root.resolution, wanted, _At("resolution", ""), _Way(0.0, {}, {}, ()))
+    start = matcher.match(space.resolution, wanted, _At("resolution", ""), _Way(0.0, {}, {}, ()))
     ways = _through(start, lambda way: matcher.match(space.template, architecture.body, _At("", "", layer=True), way))
     return [(_completed(space, way.genotype), way.differs) for way in ways]
 

@@ -142,15 +142,17 @@ class Mirror:
                 self._told = told + self._told
 
     def _copy(self) -> None:
-        """The files of the run folder that have changed, the journal's whole lines first."""
-        for file in sorted(self._path.iterdir(), key=lambda file: file.name != JOURNAL):
+        """The files of the run folder that have changed, the journal's whole lines first; and what was prepared."""
+        files = sorted(self._path.iterdir(), key=lambda file: file.name != JOURNAL)
+        for file in (*files, *self._path.glob("prepare/*/*.safetensors")):
             if not file.is_file() or file.name.startswith("."):
                 continue
+            name = file.relative_to(self._path).as_posix()
             facts = file.stat()
             state = facts.st_mtime_ns, facts.st_size
-            if self._copied.get(file.name) != state:
-                self._storage.write(file.name, self._journal() if file.name == JOURNAL else file.read_bytes())
-                self._copied[file.name] = state
+            if self._copied.get(name) != state:
+                self._storage.write(name, self._journal() if name == JOURNAL else file.read_bytes())
+                self._copied[name] = state
 
     def _tidy(self, number: int) -> None:
         """Keep a told trial's weights if they are the front's, here and there, and what explains an error."""

@@ -7,7 +7,6 @@ from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from nas.errors import GraphError, SpaceError, Stop, plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, Job, OnReport, Outcome
 from nas.fidelity import Halving
+from nas.preparation import OnProgress, Preparation, prepared
 from nas.space import Space
 from nas.store import Asked, Run
 from nas.strategy import Strategy
@@ -95,6 +95,7 @@ class Search:
         self._futile = 0
         self._started = time.monotonic()
         self._earlier = max((trial.elapsed for trial in run.trials), default=0.0)
+        self._began = 0.0, 0
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
@@ -105,6 +106,7 @@ class Search:
         """
         try:
             self._recover()
+            self._began = self.seconds, self.evaluated
             while True:
                 self._fill()
                 self.store.sync()  # all that was told and asked in this round, at once: the dearest part of a round
@@ -122,22 +124,27 @@ class Search:
         self._executor.close()
         return self.front
 
-    def prepare(self, task: Task, *, device: str, resources: Mapping[str, float] | None = None) -> None:
+    def prepare(
+        self, task: Task, *, device: str, resources: Mapping[str, float] | None = None, threads: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:  # fmt: skip
         """What comes before the first trial: the plug-ins' own `prepare` as one long job, and open workers.
 
         Args:
             task, device: passed on.
             resources: of the long job, such as `{"GPU": 1}`; an executor without other machines ignores them.
+            threads: of torch in the long job; None leaves it as it is.
+            on_progress: called when a long job begins, and whenever it has come further.
         """
         try:
             for name, plugin in (("strategy", self.strategy), ("evaluator", self.evaluator)):
                 if hasattr(plugin, "prepare"):
                     folder = self.store.path / "prepare" / name
                     folder.mkdir(parents=True, exist_ok=True)
-                    job = _Preparation(plugin, task, folder, self.plan.seed, device)
+                    job = Preparation(plugin, task, folder, self.plan.seed, device, threads)
                     # Set from outside: the job may have run on a copy of the plug-in, on another machine.
                     target: Any = plugin
-                    target.prepared = self._executor.run_once(job, resources or {}).result()
+                    target.prepared = prepared(job, self._executor, resources or {}, on_progress)
             self._executor.start()
         except BaseException:
             self._executor.close(now=True)
@@ -156,6 +163,12 @@ class Search:
     def seconds(self) -> float:
         """Wall-clock seconds spent, those of earlier sessions of this run included."""
         return self._earlier + time.monotonic() - self._started
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds per evaluated trial since `run` was called, None before the first."""
+        seconds, evaluated = self._began
+        return (self.seconds - seconds) / (self.evaluated - evaluated) if self.evaluated > evaluated else None
 
     def _recover(self) -> None:
         """Tell the journal again, and start again what had been asked and not told."""
@@ -338,23 +351,6 @@ class Search:
             f"{reach.describe(self.space, self._known, self._exact, self.plan.seed)}; "
             "loosen the limits, choose a larger space, or ask for fewer trials"
         )
-
-
-@dataclass(frozen=True)
-class _Preparation:
-    """A plug-in's `prepare` as a job that can be sent to another process."""
-
-    plugin: Any
-    task: Task
-    folder: Path
-    seed: int
-    device: str
-
-    def __call__(self) -> Any:
-        with plugin_errors(self.plugin):
-            return self.plugin.prepare(
-                self.task, self.folder, seed=self.seed, device=self.device, report=lambda *_: None
-            )
 
 
 def _common(asked: Asked) -> dict[str, Any]:

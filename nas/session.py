@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from nas.executors.base import Executor, OnReport
 from nas.fidelity import check_rungs
 from nas.ops import Shape
 from nas.plugins import check_options, defaults_of, find, make_evaluator, make_space, make_strategy
+from nas.preparation import Progress
 from nas.search import Plan, Search
 from nas.space import Space
 from nas.store import Run, write_atomically
@@ -29,10 +31,18 @@ from nas.warmstart import starts
 RUNS = Path("runs")
 SMALL = 16 * 16
 OnTrial = Callable[[Search, Trial], None]
+OnPrepare = Callable[[Search, Progress], None]
 
 
-def start(config: Config, *, on_trial: OnTrial | None = None) -> Search:
-    """A new search in a new run folder, ready to `run`. Raises NasError for what is wrong with the configuration."""
+def start(config: Config, *, on_trial: OnTrial | None = None, on_prepare: OnPrepare | None = None) -> Search:
+    """A new search in a new run folder, ready to `run`.
+
+    Args:
+        on_trial: called after each told trial.
+        on_prepare: called while a plug-in's long job before the first trial runs, which is done when this returns.
+
+    Raises NasError for what is wrong with the configuration. Interrupted in the long job, the run can be resumed.
+    """
     if Path(config.data).exists():
         config = replace(config, data=str(Path(config.data).resolve()))  # so that it can be resumed from anywhere
     if config.runtime_env:
@@ -54,9 +64,12 @@ def start(config: Config, *, on_trial: OnTrial | None = None) -> Search:
     run = Run.create(folder, saved)
     try:
         _mirrored(run, config)
-        return parts.search(run, on_trial)
-    except BaseException:
-        run.discard()
+        return parts.search(run, on_trial, on_prepare)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and (folder / "prepare").exists():
+            run.close()
+        else:
+            run.discard()
         raise
 
 
@@ -81,7 +94,7 @@ def _mirrored(run: Run, config: Config) -> None:
 
 def resume(
     path: str | Path, *, trials: int | None = None, time: float | None = None, out: Path | None = None,
-    on_trial: OnTrial | None = None,
+    on_trial: OnTrial | None = None, on_prepare: OnPrepare | None = None,
 ) -> Search:  # fmt: skip
     """The search of a run folder, ready to go on.
 
@@ -89,6 +102,7 @@ def resume(
         path: the folder, or the URL of its copy, which is fetched first.
         trials, time: replace those of the run (time in seconds).
         out: where to put what is fetched; None for the URL's last part under `runs/`.
+        on_trial, on_prepare: as for `start`.
     """
     storage = str(path) if "://" in str(path) else None
     if storage is not None:
@@ -119,7 +133,7 @@ def resume(
         _mirrored(run, config)
         if config != _config(run):
             run.configure({**run.config, "config": config.to_json()})  # it is this that the next resume goes on with
-        return parts.search(run, on_trial)
+        return parts.search(run, on_trial, on_prepare)
     except BaseException:
         run.close()
         raise
@@ -145,6 +159,10 @@ class _Parts:
         limits = tuple(parse_limit(text, metrics) for text in config.limits)
         self.strategy = make_strategy(config.strategy, space, objectives, limits, options=config.option("strategy"))
         self.space = self.strategy.space
+        use: Any = getattr(self.evaluator, "use", None)
+        if use is not None:
+            with plugin_errors(self.evaluator):
+                use(self.space)
         if len(objectives) > 1 and not self.strategy.multi_objective:
             raise ConfigError(
                 f"strategy {config.strategy!r} takes one objective, got {','.join(config.objectives)}; "
@@ -166,27 +184,37 @@ class _Parts:
             seed=config.seed,
         )
 
-    def search(self, run: Run, on_trial: OnTrial | None) -> Search:
+    def search(self, run: Run, on_trial: OnTrial | None, on_prepare: OnPrepare | None) -> Search:
         first = [Proposal(**proposal) for proposal in run.config.get("starts", ())]
         search = Search(
             run, self.space, self.strategy, self.evaluator, self.plan, self._executor, on_trial=on_trial, starts=first
         )
         gpus = self.config.prepare_gpus if self.config.prepare_gpus is not None else self.config.gpus_per_trial
-        search.prepare(self.task, device=self.device, resources={"GPU": gpus})
+        search.prepare(
+            self.task,
+            device=self.device,
+            resources={"GPU": gpus},
+            threads=self._threads if self.evaluator.needs_data else None,
+            on_progress=None if on_prepare is None else partial(on_prepare, search),
+        )
         return search
+
+    @property
+    def _threads(self) -> int | None:
+        """Of torch in one process; None for what Ray gives it."""
+        _, height, width = self.task.input_shape
+        # Where the images are small, handing out the work to threads costs more than the work.
+        threads = self.config.threads or (1 if height * width <= SMALL else None)
+        return threads or (len(os.sched_getaffinity(0)) if self.config.runs_on == "local" else None)
 
     def _executor(self, on_report: OnReport) -> Executor:
         """The executor that the configuration asks for; nothing of the others is imported."""
         config, kind = self.config, self.config.runs_on
-        _, height, width = self.task.input_shape
-        # Where the images are small, handing out the work to threads costs more than the work.
-        threads = config.threads or (1 if height * width <= SMALL else 0)
-        common: dict[str, Any]
+        common: dict[str, Any] = {"device": self.device, "threads": self._threads or 0, "on_report": on_report,
+                                  "storage": config.storage}  # fmt: skip
         if kind == "local":
             from nas.executors.local import Local
 
-            count = threads or len(os.sched_getaffinity(0))
-            common = {"device": self.device, "threads": count, "on_report": on_report, "storage": config.storage}
             return Local(self.evaluator, self.task, **common)
         try:
             from nas.executors.cluster import Cluster, read_runtime_env
@@ -201,7 +229,6 @@ class _Parts:
             patience=config.wait or 0.0,
             verbose=config.verbose,
         )
-        common = {"device": self.device, "threads": threads, "on_report": on_report, "storage": config.storage}
         if kind == "tune":
             from nas.executors.tune import Tune
 

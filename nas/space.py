@@ -74,6 +74,11 @@ class Space:
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self.template, self.input_shape, self.classes, self.name, self._root.resolution)
 
+    @property
+    def resolution(self) -> Any:
+        """Factor on height and width of the data; may be open."""
+        return self._root.resolution
+
     @cached_property
     def _steps(self) -> Steps:
         return Steps(self._root)
@@ -194,7 +199,7 @@ class Space:
         """
         get, missing = genotype.get, repeat(MISSING)
         follow = Following(genotype, self.name)
-        start = shape = self._shape(self._row.part(0, follow))
+        start = shape = self.shape_at(self._row.part(0, follow))
         found: list[Analysis] = []
         for i, ((whole, times, counts, paths), known) in enumerate(zip(self._pieces, self._analyses, strict=True), 1):
             n = len(paths) if times is None else counts.get(get(times))
@@ -223,9 +228,10 @@ class Space:
     def _closed(self, genotype: Genotype) -> tuple[Shape, list[Any], Genotype]:
         """The input shape, the parts with nothing open, and the genotype with what it leaves out."""
         (factor, *values), complete = self._row.resolve(Following(genotype, self.name))
-        return self._shape(factor), values, complete
+        return self.shape_at(factor), values, complete
 
-    def _shape(self, factor: float) -> Shape:
+    def shape_at(self, factor: float) -> Shape:
+        """Input shape at a resolution, relative to the data's."""
         c, h, w = self.input_shape
         return c, max(1, round(h * factor)), max(1, round(w * factor))
 

@@ -150,13 +150,16 @@ class Run:
     def discard(self) -> None:
         """Close, and take away a folder in which nothing has happened yet."""
         self.close()
-        if self.proposals == 0:
+        prepare = self.path / "prepare"
+        found = list(prepare.rglob("*"))
+        if self.proposals == 0 and all(path.is_dir() for path in found):  # a long job has left nothing to go on from
             if self.mirror is not None:
                 self.mirror.discard()
             for name in ("run.json", "trials.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
+            for folder in (*sorted(found, reverse=True), prepare, self.path):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
 
     # -- writing -----------------------------------------------------------------------------------------------
 

@@ -31,7 +31,13 @@ class Strategy(ABC):
     defaults; they are what `--set strategy.NAME=VALUE` sets.
 
     A strategy that needs a long job before the first proposal (a supernet, say) also has
-    `prepare(task, workdir, *, seed, device, report)`; it is run once, and again only after an interruption.
+
+    - `prepare(task, workdir, *, seed, device, report)`: run as one job, perhaps on another machine, and again only
+      after an interruption, when it finds what it has left in `workdir`. `report(epoch, metrics, of)` shows the user
+      how far it is; `of` may be left out. The strategy's attribute `prepared` becomes what it returns.
+    - `recall(workdir)` and `keep(prepared, workdir)`, optional, called where the search runs: `keep` writes to the run
+      folder what `prepare` returned, and `recall` reads it when the run goes on, so that nothing is done twice. None
+      says that there is nothing yet.
     """
 
     multi_objective: ClassVar[bool] = True

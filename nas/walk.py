@@ -67,15 +67,19 @@ class Walker:
 
     The same decisions in a part give the same object, so that what it remembers (its cost, its graph) is found
     again. Where only the genotype is wanted, `nas.steps` is faster.
+
+    Args:
+        template: a block, or any value with open choices.
+        path, scope: where it stands, if in another template.
     """
 
-    def __init__(self, template: Any) -> None:
-        self._visit = _part(template, "", "")
+    def __init__(self, template: Any, path: str = "", scope: str = "") -> None:
+        self._visit = _part(template, path, scope)
 
-    def resolve(self, decide: Decide) -> tuple[Any, dict[str, Label]]:
-        """See `resolve`."""
+    def resolve(self, decide: Decide, taken: Mapping[int, int] | None = None) -> tuple[Any, dict[str, Label]]:
+        """See `resolve`; `taken`: what is decided already, a choice's id to the option's index."""
         genotype: dict[str, Label] = {}
-        return self._visit(decide, genotype, {}), genotype
+        return self._visit(decide, genotype, dict(taken or {})), genotype
 
 
 class Pieces(NamedTuple):

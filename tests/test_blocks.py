@@ -21,15 +21,17 @@ from nas.errors import GraphError, SpaceError
 
 SIZED = [  # blocks that go to a width and a stride
     b.Conv, b.MlpConv, b.Skip, b.Separable, b.InvertedResidual, b.FusedInvertedResidual, b.ShuffleUnit, b.Dense,
-    b.Inception, b.Residual, b.Bottleneck,
+    b.Inception, b.Residual, b.Bottleneck, b.PreConv, b.SepConv, b.DilConv, b.RowColumnConv, b.FactorizedSkip,
 ]  # fmt: skip
+NODES = (b.CellNode((b.Edge(0, b.Conv()), b.Edge(0, b.Skip()))), b.CellNode((b.Edge(1, b.Conv()),)))
+SMALLER = (b.CellNode((b.Edge(0, b.SepConv(stride=2)), b.Edge(1, b.MaxPool(3, 2, 1)))),)
 OTHERS = [
     b.AvgPool(3, 2, 1), b.MaxPool(), b.GlobalPool(), b.Norm(), b.Dropout(0.2), b.SqueezeExcite(), b.Fire(16),
     b.Ghost(16), b.Fractal(16), b.DenseBlock(3, 8), b.Transition(), b.InceptionModule(8, 4, 8, 4, 8, 8),
     b.Branches((b.Conv(8), b.Skip(8))), b.Chain(a=b.Conv(8), b=b.Skip()), b.Head(5), b.DenseHead(5, (16, 8), 2),
     b.Wrap("torch.nn:PixelShuffle", (("upscale_factor", 2),)),
     b.Stage((b.Conv(8), b.Conv(8)), (("stride", 2),)),
-    b.Cell((b.CellNode((b.Edge(0, b.Conv()), b.Edge(0, b.Skip()))), b.CellNode((b.Edge(1, b.Conv()),))), "all"),
+    b.Cell(NODES, "all"), b.CellNetwork(b.Cell(NODES), b.Cell(SMALLER), 8, 4, b.PreConv(8, stride=2)),
 ]  # fmt: skip
 EVERY = [cls(16) for cls in SIZED] + OTHERS
 SHAPE = (8, 12, 10)
@@ -100,7 +102,7 @@ def test_activation_and_norm_are_fields(activation: str, norm: str) -> None:
         (b.Branches((b.Conv(8), b.Conv(8)), "max"), "unknown join 'max'; expected add, mean or concat"),
         (b.Branches((b.Conv(8), b.Conv(16)), "add"), "two or more equal shapes"),
         (b.Conv(10, groups=4), "divisible by groups=4"),
-        (b.Cell((b.CellNode((b.Edge(1, b.Skip()),)),)), "node 0 reads value 1; there are 1 before it"),
+        (b.Cell((b.CellNode((b.Edge(1, b.Skip()),)),)), "node 1 reads value 1; there are 1 before it"),
         (b.Cell((b.CellNode((b.Edge(0, b.Skip()),)),), "no"), "unknown output 'no'; expected last, all or concat"),
     ],
 )
@@ -160,6 +162,54 @@ class TestCells:
 
     def test_a_node_that_nobody_reads_vanishes(self) -> None:
         assert self.cell("last", 0, 0).lower(SHAPE).key() == self.cell("last", 0).lower(SHAPE).key()
+
+    def test_names_hang_on_sources_and_operations(self) -> None:
+        edges = (b.Edge(1, b.SepConv(8, 5)), b.Edge(0, b.SepConv(8)), b.Edge(1, b.SepConv(8, 5)))
+        node = b.CellNode((*edges, b.Edge(0, b.Conv(8, (1, 7)))))
+        names = {node.name for node in b.Cell((node,), width=8).lower(SHAPE, SHAPE).nodes}
+        assert {"input0.conv", "input1.norm", "node2.from0_1.conv_1x7.conv", "node2.add"} < names
+        for edge in ("from0.sep_conv_3x3", "from1.sep_conv_5x5", "from1_1.sep_conv_5x5"):
+            assert f"node2.{edge}.second.depthwise.conv" in names
+
+    def test_what_is_not_there_vanishes(self) -> None:
+        a, c = b.Conv(), b.Conv(kernel=5)
+        plain = b.Cell((b.CellNode((b.Edge(0, a),)),))
+        for nodes in (
+            (b.CellNode((b.Edge(0, a),)), b.CellNode((b.Edge(0, None), b.Edge(1, b.Skip())))),  # no edge
+            (b.CellNode((b.Edge(0, None),)), b.CellNode((b.Edge(0, a), b.Edge(1, c)))),  # reads zeros
+            (b.CellNode((b.Edge(0, c),)), b.CellNode((b.Edge(0, a), b.Edge(1, None)))),  # nobody reads it
+        ):
+            assert b.Cell(nodes).lower(SHAPE).key() == plain.lower(SHAPE).key()
+
+    def test_a_cell_without_a_way_through_is_zero(self) -> None:
+        node = b.CellNode((b.Edge(0, None),))
+        graph = b.Cell((node, b.CellNode((b.Edge(0, None), b.Edge(1, b.Conv()))))).lower(SHAPE)
+        assert [type(node.op) for node in graph.nodes] == [ops.Input, ops.Zero]
+        both = b.Cell((node, b.CellNode((b.Edge(0, b.Conv()),))), "all").lower(SHAPE)
+        assert both.shapes[both.output] == (16, 12, 10)
+        both.verify()
+
+    def test_inputs_are_brought_to_one_width_and_size(self) -> None:
+        node = b.CellNode((b.Edge(0, b.Skip()), b.Edge(1, b.Skip())))
+        graph = b.Cell((node,), width=24).lower((8, 13, 11), (16, 7, 6))
+        graph.verify()
+        assert graph.shapes[graph.output] == (24, 7, 6)
+        assert {n.name for n in graph.nodes} >= {"input0.even", "input0.shift", "input0.odd", "input1.conv"}
+
+    @pytest.mark.parametrize(
+        ("cells", "widths"), [(1, [16]), (2, [16, 32]), (3, [8, 16, 32]), (8, [8] * 2 + [16] * 3 + [32] * 3)]
+    )
+    def test_networks_of_cells(self, cells: int, widths: list[int]) -> None:
+        sums = b.CellNode((b.Edge(0, b.Skip()), b.Edge(1, b.Skip())))
+        network = b.CellNetwork(b.Cell((sums,)), b.Cell(SMALLER), 8, cells)
+        graph = network.lower(SHAPE)
+        shapes = dict(zip([node.name for node in graph.nodes], graph.shapes, strict=True))
+        assert [shapes[f"{i}.input1.conv"][0] for i in range(cells)] == widths
+        assert graph.shapes[graph.output] == (widths[-1], *((6, 5) if cells == 1 else (3, 3)))
+        assert network.scaled(1.0, 1.5).cells == -(-3 * cells // 2)
+        assert network.scaled(2.0, 1.0).width == 16
+        reads = {i for node in graph.nodes if node.name == "1.input0.act" for i in node.inputs}
+        assert cells == 1 or reads == {0}  # the second cell reads what the first one read
 
 
 @dataclass(frozen=True)

@@ -249,6 +249,7 @@ MAP = (6, 9, 8)
         (ops.Shuffle(3), [MAP], MAP),
         (ops.PadChannels(8), [MAP], (8, 9, 8)),
         (ops.Zero(2), [MAP], (6, 5, 4)),
+        (ops.Shift(), [MAP], MAP),
         (ops.Flatten(), [MAP], (432,)),
         (ops.Activation("relu"), [MAP], MAP),
         (ops.PReLU(), [MAP], MAP),

@@ -273,7 +273,7 @@ class Parallel(Executor):
     def cancel(self, job: Job) -> None:
         self.jobs.remove(job)
 
-    def run_once(self, function: object, resources: object) -> object:  # type: ignore[override]
+    def run_once(self, function: object, resources: object, hear: object = None) -> object:  # type: ignore[override]
         raise AssertionError("nothing to prepare here")
 
     def close(self, now: bool = False) -> None:

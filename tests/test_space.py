@@ -280,3 +280,20 @@ def test_costs_are_those_of_the_architecture() -> None:
         genotypes += [space.crossover(a, b, rng) for a, b in pairwise(genotypes)]
         for genotype in genotypes:
             assert space.costs(genotype) == space.architecture(genotype).metrics()
+
+
+def test_what_is_shared_is_counted_once() -> None:
+    """A choice in several places, one of them a number of repetitions; and many of them, without going through all."""
+    n = OneOf(1, 2, 3)
+    layer = Conv(kernel=OneOf(1, 3))
+    space = Space(
+        Chain(a=Conv(width=n), b=Repeat(layer, n), c=Repeat(layer, n), head=Head(2)), input_shape=(1, 4, 4), classes=2
+    )
+    assert space.size() == len(list(space.enumerate())) == 2**2 + 2**4 + 2**6
+    many = tuple(OneOf(*range(10), name=f"c{i}") for i in range(60))
+    assert Space(Chain(a=Red(many), b=Blue(many)), input_shape=(1, 4, 4), classes=2).size() == 10**60
+    pairs = tuple(
+        OneOf((a, b), (b, c), (a, c), labels=(1, 2, 3))
+        for a, b, c in zip(many[:20], many[20:40], many[40:], strict=True)
+    )
+    assert Space(Red(pairs), input_shape=(1, 4, 4), classes=2).size() == 300**20

@@ -54,7 +54,8 @@ def test_the_mobile_space_has_the_published_networks(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "task"),
-    [("toy", SMALL), ("mobile", SMALL), ("mobile", IMAGENET), ("lecture", SMALL), ("nasbench-macro", SMALL)],
+    [("toy", SMALL), ("mobile", SMALL), ("mobile", IMAGENET), ("lecture", SMALL), ("nasbench-macro", SMALL),
+     ("nasbench201", SMALL)],
 )  # fmt: skip
 def test_every_architecture_of_a_space_is_found_in_it(name: str, task: tuple[tuple[int, int, int], int]) -> None:
     space = toy_space() if name == "toy" else make_space(name, *task, {})

@@ -21,6 +21,7 @@ class Separable(Block):
         linear: no activation at the end.
         pre_activation: the activation comes first, and nothing stands between the two convolutions (Xception,
             Chollet 2016; cell spaces).
+        dilation: of the depthwise convolution.
     """
 
     width: int | None = channels(None)
@@ -32,18 +33,21 @@ class Separable(Block):
     residual: bool = False
     linear: bool = False
     pre_activation: bool = False
+    dilation: int = 1
 
     def wire(self, g: GraphBuilder, *x: Ref) -> Ref:
         width = g.channels(x[0])
         if self.pre_activation:
             y = g.activation("act", x[0], self.activation)
-            y = g.conv("depthwise.conv", y, width, self.kernel, stride=self.stride, groups=width)
+            y = g.conv(
+                "depthwise.conv", y, width, self.kernel, stride=self.stride, groups=width, dilation=self.dilation
+            )
             y = g.conv("pointwise.conv", squeeze(g, self.se, y, width), self.width_for(g, x[0]), 1)
             y = g.norm("pointwise.norm", y, self.norm)
         else:
             y = g.conv_norm_act(
-                "depthwise", x[0], width, self.kernel, stride=self.stride, groups=width, norm=self.norm,
-                activation=self.activation,
+                "depthwise", x[0], width, self.kernel, stride=self.stride, groups=width, dilation=self.dilation,
+                norm=self.norm, activation=self.activation,
             )  # fmt: skip
             y = squeeze(g, self.se, y, width)
             last = "identity" if self.linear else self.activation

@@ -48,6 +48,9 @@ class Outcome:
 OnReport = Callable[[Job, float, Mapping[str, float]], None]
 """Called for each report of a running job; may raise Stop to end it."""
 
+Hear = Callable[[float, Mapping[str, float], float | None], None]
+"""Called while a long job runs: epochs done, metrics, epochs in all if that is known."""
+
 
 class Executor(ABC):
     """Runs jobs. `submit` never waits; `wait` returns what has finished.
@@ -81,8 +84,14 @@ class Executor(ABC):
         """Drop a job; it has no outcome."""
 
     @abstractmethod
-    def run_once(self, function: Callable[[], Any], resources: Mapping[str, float]) -> Future[Any]:
-        """Run one long job (a strategy's `prepare`) on a worker."""
+    def run_once(
+        self, function: Callable[..., Any], resources: Mapping[str, float], hear: Hear | None = None
+    ) -> Future[Any]:
+        """Run one long job (a strategy's `prepare`) on a worker.
+
+        Where there is a `hear`, the function gets one as its argument; what it says there, on whatever machine, is
+        said to `hear` here while the job runs.
+        """
 
     @abstractmethod
     def close(self, now: bool = False) -> None:

@@ -14,13 +14,19 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, RunError
+from nas.executors.base import Hear
 
 PREFIX = "nas-ray-"
 ANSWER = 5.0
 """Seconds in which a cluster's address must answer; Ray itself would try for minutes."""
+
+PAUSE = 0.2
+"""Seconds for which Ray is waited for at most: only then can Ctrl-C be heard."""
 
 LONGEST = 40
 """Characters of a temporary folder's path; Ray's socket names below it must stay under 108."""
@@ -85,18 +91,34 @@ class Cluster:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
-    def run_once(self, function: Callable[[], Any], resources: Mapping[str, float]) -> Future[Any]:
-        """Call a function on some machine, with `CPU` and `GPU` of `resources`; waits for it."""
+    def run_once(
+        self, function: Callable[..., Any], resources: Mapping[str, float], hear: Hear | None = None
+    ) -> Future[Any]:
+        """Call a function on some machine, with `CPU` and `GPU` of `resources`; waits for it, and hears it meanwhile.
+
+        The future has a RunError if that machine, or the process, is lost.
+        """
         import ray
 
         amounts = {"num_cpus": resources.get("CPU", self.cpus), "num_gpus": resources.get("GPU", 0)}
-        task = ray.remote(_call).options(max_retries=0, **amounts)
+        task = ray.remote(_call).options(max_retries=0, num_returns="streaming", **amounts)
         packed = ray.cloudpickle.dumps(function)  # type: ignore[no-untyped-call]
+        stream: Any = task.remote(packed, Place.here(amounts["num_gpus"]), hear is not None)
         future: Future[Any] = Future()
         try:
-            future.set_result(ray.get(task.remote(packed, Place.here(amounts["num_gpus"]))))
+            while not future.done():
+                ready, _ = ray.wait([stream], timeout=PAUSE)
+                said = ray.get(next(stream)) if ready else None
+                if isinstance(said, bytes):
+                    future.set_result(ray.cloudpickle.loads(said))
+                elif said is not None and hear is not None:
+                    hear(*said)
         except ray.exceptions.RayTaskError as error:  # many pages; what was raised there is one line
             future.set_exception(error.cause)
+        except ray.exceptions.RayError as error:
+            future.set_exception(
+                RunError(f"the worker of the long job before the first trial was lost: {_first_line(error)}")
+            )
         return future
 
     def _connect(self) -> None:
@@ -238,11 +260,32 @@ def settle(place: Place) -> None:
     sys.path.extend(entry for entry in dict.fromkeys(place.path) if entry not in sys.path and Path(entry).is_dir())
 
 
-def _call(packed: bytes, place: Place) -> Any:
+def _call(packed: bytes, place: Place, heard: bool) -> Iterator[Any]:
+    """What the function says, as it says it, and at last its result in bytes.
+
+    Bytes, because arrays would be views of Ray's memory, which is gone when the driver leaves the cluster.
+    """
     import ray
 
     settle(place)  # before the function is unpacked: it may be of a class that is found only then
-    return ray.cloudpickle.loads(packed)()
+    function = ray.cloudpickle.loads(packed)
+    if not heard:
+        yield ray.cloudpickle.dumps(function())  # type: ignore[no-untyped-call]
+        return
+    said: SimpleQueue[Any] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            said.put(ray.cloudpickle.dumps(function(lambda *words: said.put(words))))  # type: ignore[no-untyped-call]
+        except BaseException as error:  # raised where it reaches the driver
+            said.put(error)
+
+    Thread(target=work, daemon=True).start()
+    while not isinstance(words := said.get(), bytes):
+        if isinstance(words, BaseException):
+            raise words
+        yield words
+    yield words
 
 
 def user_code() -> list[str]:

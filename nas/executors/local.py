@@ -9,7 +9,7 @@ from typing import Any
 
 from nas.errors import plugin_errors
 from nas.evaluator import Evaluator, Task
-from nas.executors.base import Executor, Job, OnReport, Outcome, run_job
+from nas.executors.base import Executor, Hear, Job, OnReport, Outcome, run_job
 from nas.storage import Storage, staged
 
 
@@ -52,9 +52,11 @@ class Local(Executor):
     def cancel(self, job: Job) -> None:
         self._jobs.remove(job)
 
-    def run_once(self, function: Callable[[], Any], resources: Mapping[str, float]) -> Future[Any]:
+    def run_once(
+        self, function: Callable[..., Any], resources: Mapping[str, float], hear: Hear | None = None
+    ) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_result(function())
+        future.set_result(function() if hear is None else function(hear))
         return future
 
     def close(self, now: bool = False) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nas.errors import NasError, PluginError, RunError, Stop
 from nas.evaluator import Evaluator, Task
-from nas.executors.base import Executor, Job, OnReport, Outcome
+from nas.executors.base import Executor, Hear, Job, OnReport, Outcome
 from nas.executors.cluster import Cluster, Place
 from nas.executors.worker import MAIL, Broken, Done, Event, Ready, Reported, Worker, package_version
 from nas.trial import Result
@@ -88,8 +88,10 @@ class Pool(Executor):
 
     # -- the contract ------------------------------------------------------------------------------------------
 
-    def run_once(self, function: Callable[[], Any], resources: Mapping[str, float]) -> Future[Any]:
-        return self._cluster.run_once(function, resources)
+    def run_once(
+        self, function: Callable[..., Any], resources: Mapping[str, float], hear: Hear | None = None
+    ) -> Future[Any]:
+        return self._cluster.run_once(function, resources, hear)
 
     def start(self) -> None:
         import ray

@@ -29,7 +29,7 @@ from ray.tune.search import Searcher
 
 from nas.errors import PluginError, RunError, Stop, plugin_errors
 from nas.evaluator import Evaluator, Task
-from nas.executors.base import Executor, Job, OnReport, Outcome
+from nas.executors.base import Executor, Hear, Job, OnReport, Outcome
 from nas.executors.cluster import Cluster, Place
 from nas.executors.stepwise import Parcel, Worker
 from nas.trial import Result
@@ -138,8 +138,10 @@ class Tune(Executor):
                 if trial.job.number == job.number:
                     trial.cancelled, trial.deadline = True, 0.0
 
-    def run_once(self, function: Callable[[], Any], resources: Mapping[str, float]) -> Future[Any]:
-        return self._cluster.run_once(function, resources)
+    def run_once(
+        self, function: Callable[..., Any], resources: Mapping[str, float], hear: Hear | None = None
+    ) -> Future[Any]:
+        return self._cluster.run_once(function, resources, hear)
 
     def close(self, now: bool = False) -> None:
         with self._desk.changed:

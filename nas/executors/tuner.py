@@ -244,6 +244,9 @@ def trainable(
     Args:
         device, threads: passed to `Evaluator.open`.
     """
+    use: Any = getattr(evaluator, "use", None)
+    if use is not None:
+        use(space)
     given = {"task": task, "space": space, "device": device, "threads": threads}
     made: type[tune.Trainable] = tune.with_parameters(Evaluation, evaluator=evaluator, **given)
     return made

@@ -172,6 +172,7 @@ RULES: Mapping[type[Op], Callable[..., Make]] = {
     ops.DropPath: _one("DropPath", "rate"),
     ops.Shuffle: _one("nn.ChannelShuffle", "groups"),
     ops.Zero: _one("Zero", "stride"),
+    ops.Shift: lambda op, x: Make("nn.ZeroPad2d", (Argument("padding", Slot((-1, 1, -1, 1), "shift")),)),
     ops.PadChannels: lambda op, x: Make("PadChannels", (Argument("extra_channels", Slot(op.width - x[0], "extra")),)),
     ops.Slice: lambda op, x: Make(
         "Slice", (Argument("start", Slot(op.start, "start")), Argument("stop", Slot(op.stop, "stop")))

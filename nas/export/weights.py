@@ -17,10 +17,17 @@ from nas.errors import ExportError
 FORMAT = 1
 
 
-def save(weights: nn.Module | Mapping[str, Tensor], path: str | Path, *, key: str = "") -> None:
+def save(
+    weights: nn.Module | Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    key: str = "",
+    facts: Mapping[str, str] | None = None,
+) -> None:
     """Write the state dictionary of a module (or one given as such) to `path`; folders are made.
 
-    `key`: structural key of the architecture, kept beside the tensors. Raises ExportError where a state is no tensor.
+    `key`: structural key of the architecture, kept beside the tensors, as are other `facts` by name. Raises ExportError
+    where a state is no tensor.
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     tensors: dict[str, Tensor] = {}
@@ -34,7 +41,7 @@ def save(weights: nn.Module | Mapping[str, Tensor], path: str | Path, *, key: st
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            file.write(to_bytes(tensors, {"nas": str(FORMAT), "architecture": key}))
+            file.write(to_bytes(tensors, {**(facts or {}), "nas": str(FORMAT), "architecture": key}))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -44,6 +51,12 @@ def save(weights: nn.Module | Mapping[str, Tensor], path: str | Path, *, key: st
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], str]:
     """The tensors of a file, and the key of the architecture they belong to. Raises ExportError."""
+    tensors, facts = read_all(path)
+    return tensors, facts.get("architecture", "")
+
+
+def read_all(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, and all facts that were written beside them. Raises ExportError."""
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -55,7 +68,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], str]:
     version = metadata.get("nas", str(FORMAT))
     if not version.isdecimal() or int(version) > FORMAT:
         raise ExportError(f"{path} has format {version}, newer than {FORMAT}; upgrade this package")
-    return tensors, metadata.get("architecture", "")
+    return tensors, dict(metadata)
 
 
 def load(path: str | Path, module: nn.Module, *, key: str = "") -> None:

@@ -17,7 +17,20 @@ from typing import Any
 from nas.errors import GraphError
 from nas.ops.base import Op, Pair, Shape
 from nas.ops.layers import ACTIVATIONS, NORMS, Activation, Conv, Dropout, DropPath, Input, Linear, Module, Norm, PReLU
-from nas.ops.shaping import AdaptivePool, Add, Concat, Flatten, Mean, Mul, PadChannels, Pool, Shuffle, Slice, Zero
+from nas.ops.shaping import (
+    AdaptivePool,
+    Add,
+    Concat,
+    Flatten,
+    Mean,
+    Mul,
+    PadChannels,
+    Pool,
+    Shift,
+    Shuffle,
+    Slice,
+    Zero,
+)  # fmt: skip
 
 __all__ = [
     "ACTIVATIONS",
@@ -43,6 +56,7 @@ __all__ = [
     "Pair",
     "Pool",
     "Shape",
+    "Shift",
     "Shuffle",
     "Slice",
     "Zero",
@@ -54,7 +68,7 @@ OPS: Mapping[str, type[Op]] = {
     cls.__name__: cls
     for cls in (
         Input, Conv, Linear, Norm, Activation, PReLU, Pool, AdaptivePool, Add, Mean, Mul, Concat, Slice, Shuffle,
-        PadChannels, Zero, Flatten, Dropout, DropPath, Module,
+        Shift, PadChannels, Zero, Flatten, Dropout, DropPath, Module,
     )
 }  # fmt: skip
 

@@ -125,6 +125,21 @@ class Shuffle(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Shift(Op):
+    """Every position takes the value of the one below and to the right, the last row and column zeros.
+
+    A stride of 2 afterwards meets the odd positions instead of the even ones (factorised reduction, Zoph et al. 2017).
+    """
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return feature_map(self, inputs[0])
+
+    @property
+    def window(self) -> tuple[Pair, Pair]:
+        return (2, 2), (1, 1)  # beside what is not shifted
+
+
+@dataclass(frozen=True, slots=True)
 class PadChannels(Op):
     """Zero channels added behind the given ones, to `width` in all (the option A shortcut of He et al. 2015)."""
 

@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.status import Status
 
 from nas.errors import RunError
+from nas.preparation import Progress
 from nas.report import plot, tables
 from nas.search import Search
 from nas.session import load
@@ -19,27 +22,47 @@ from nas.trial import Trial, format_number
 from nas.warmstart import describe
 
 OnTrial = Callable[[Search, Trial], None]
+OnPrepare = Callable[[Search, Progress], None]
+
+REMEMBERED = 0.005
+"""Seconds after the last one within which an epoch is not trained, but remembered from before an interruption."""
 
 
-def watch(make: Callable[[OnTrial], Search]) -> None:
+def watch(make: Callable[[OnTrial, OnPrepare], Search]) -> None:
     """Run the search that `make` builds, show how it goes, and print the front at the end."""
     console = Console()
     display = _Live(console) if console.is_terminal else _Lines(console)
-    with console.status("starting"):  # Ray takes seconds
-        search = make(display.on_trial)
-    path = search.store.path
-    about = search.store.config.get("task", {}).get("about")
-    lines = [f"run {path}", f"data {about}" if about else "", f"workers {search.workers}" if search.workers else ""]
-    lines += [f"start {describe(proposal)}" for proposal in search.starts[search.store.proposals :]]
-    for line in filter(None, lines):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    with console.status("starting") as status:  # Ray takes seconds, and a long job before the first trial hours
+        preparing = _Preparing(console, status)
+        try:
+            search = make(display.on_trial, preparing.on_prepare)
+        except KeyboardInterrupt:
+            if preparing.search is not None:
+                _stopped(preparing.search, console)
+            raise
+    if preparing.search is None:
+        _introduce(search, console)
     try:
         with _interruptible(search, console), display.showing(search):
             search.run()
     except KeyboardInterrupt:
-        console.print(f"stopped; go on with: nas resume {path}", highlight=False, markup=False, soft_wrap=True)
+        _stopped(search, console)
         raise
     _finish(search, console)
+
+
+def _introduce(search: Search, console: Console) -> None:
+    about = search.store.config.get("task", {}).get("about")
+    workers = search.workers
+    lines = [f"run {search.store.path}", f"data {about}" if about else "", f"workers {workers}" if workers else ""]
+    lines += [f"start {describe(proposal)}" for proposal in search.starts[search.store.proposals :]]
+    for line in filter(None, lines):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _stopped(search: Search, console: Console) -> None:
+    line = f"stopped; go on with: nas resume {search.store.path}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _finish(search: Search, console: Console) -> None:
@@ -95,9 +118,9 @@ def _status(search: Search) -> str:
 
 
 def _seconds_left(search: Search) -> float | None:
-    if not search.evaluated:
+    if search.pace is None:
         return search.plan.seconds
-    by_trials = search.seconds / search.evaluated * (search.plan.trials - search.evaluated)
+    by_trials = search.pace * (search.plan.trials - search.evaluated)
     by_clock = search.plan.seconds - search.seconds if search.plan.seconds is not None else by_trials
     return max(0.0, min(by_trials, by_clock))
 
@@ -116,6 +139,42 @@ def _line(search: Search, trial: Trial) -> str:
     )
     error = f"  {trial.error}" if trial.error else ""
     return f"trial {trial.number}  {trial.state}  {metrics}{error}"
+
+
+class _Preparing:
+    """The long job before the first trial: on a terminal its last word, elsewhere a line per epoch.
+
+    Attributes:
+        search: whose job it is; None until there is one.
+    """
+
+    def __init__(self, console: Console, status: Status) -> None:
+        self._console, self._status = console, status
+        self.search: Search | None = None
+        self._name, self._since, self._from, self._last = "", 0.0, 0.0, 0.0
+
+    def on_prepare(self, search: Search, progress: Progress) -> None:
+        now = time.monotonic()
+        if self.search is None:
+            self.search = search
+            _introduce(search, self._console)
+        if self._name != progress.name or now - self._last < REMEMBERED:
+            self._name, self._since, self._from = progress.name, now, progress.epoch
+        self._last = now
+        line = self._line(progress, now)
+        if self._console.is_terminal:
+            self._status.update(line)
+        elif progress.epoch:
+            print(line, flush=True)
+
+    def _line(self, progress: Progress, now: float) -> str:
+        of = "" if progress.of is None else f"/{progress.of:g}"
+        parts = [progress.name, f"epoch {progress.epoch:g}{of}" if progress.epoch else "preparing"]
+        parts += [f"{name} {format_number(value)}" for name, value in progress.metrics.items()]
+        done = progress.epoch - self._from
+        if progress.of is not None and done > 0:
+            parts.append(f"{_clock((now - self._since) / done * (progress.of - progress.epoch))} left")
+        return "  ".join(parts)
 
 
 class _Lines:
@@ -138,7 +197,7 @@ class _Live:
 
     def __init__(self, console: Console) -> None:
         columns = (SpinnerColumn(), BarColumn(24), TextColumn("{task.description}"))
-        self._progress = Progress(*columns, console=console, transient=True)
+        self._progress = Bar(*columns, console=console, transient=True)
         self._task = self._progress.add_task("starting", total=None)
         self._shown = 0.0
 

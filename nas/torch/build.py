@@ -192,6 +192,7 @@ RULES: Mapping[type[ops.Op], Callable[..., nn.Module]] = {
     ops.Concat: lambda op, *x: modules.Concat(),
     ops.Slice: lambda op, x: modules.Slice(op.start, op.stop),
     ops.Shuffle: lambda op, x: nn.ChannelShuffle(op.groups),  # keeps channels_last
+    ops.Shift: lambda op, x: nn.ZeroPad2d((-1, 1, -1, 1)),
     ops.PadChannels: lambda op, x: modules.PadChannels(op.width - x[0]),
     ops.Zero: lambda op, x: modules.Zero(op.stride),
     ops.Flatten: lambda op, x: nn.Flatten(),

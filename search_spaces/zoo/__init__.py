@@ -16,7 +16,7 @@ from nas.architecture import Architecture
 from nas.errors import SpaceError
 from nas.ops import Shape
 
-from . import dense, efficientnet, inception, light, mobile, plain, regnet, resnet, searched
+from . import cells, dense, efficientnet, inception, light, mobile, plain, regnet, resnet, searched
 
 _MODELS = {
     **plain.MODELS,
@@ -28,6 +28,7 @@ _MODELS = {
     **light.MODELS,
     **searched.MODELS,
     **efficientnet.MODELS,
+    **cells.MODELS,
 }
 
 

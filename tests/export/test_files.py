@@ -188,7 +188,7 @@ def test_files_with_a_users_module_are_checked_too(tmp_path: Path) -> None:
     assert f"import {__name__}\n" in exported.files[0].read_text()
 
 
-@pytest.mark.parametrize("name", ["mobile", "lecture", "nasbench_macro"])
+@pytest.mark.parametrize("name", ["mobile", "lecture", "nasbench_macro", "nasbench201", "darts"])
 def test_random_architectures_in_a_fresh_interpreter(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

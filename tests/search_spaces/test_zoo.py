@@ -30,7 +30,7 @@ SAMPLE = (
     "alexnet", "vgg11_bn", "nin_cifar", "squeezenet1_1", "googlenet", "inception_v3", "xception", "resnet18",
     "se_resnext50_32x4d", "preact_resnet164_cifar", "wrn_28_10_cifar", "densenet121", "fractalnet40_cifar",
     "regnety_400mf", "mobilenet_v3_large_075", "mobilenet_v4_conv_medium", "ghostnet", "shufflenet_v2_x0_5",
-    "fbnet_c", "efficientnet_b7", "efficientnet_v2_s", "tinynet_e",
+    "fbnet_c", "efficientnet_b7", "efficientnet_v2_s", "tinynet_e", "darts_v2", "nasnet_a_cifar", "amoebanet_a",
 )  # fmt: skip
 
 
@@ -161,7 +161,9 @@ def test_an_unknown_name_gets_a_suggestion(wrong: str, right: str) -> None:
 
 
 def test_names_are_unique_lower_case_words() -> None:
-    families = ("plain", "inception", "resnet", "dense", "regnet", "mobile", "light", "searched", "efficientnet")
+    families = (
+        "plain", "inception", "resnet", "dense", "regnet", "mobile", "light", "searched", "efficientnet", "cells",
+    )  # fmt: skip
     listed = [n for family in families for n in importlib.import_module(f"nas.search_spaces.zoo.{family}").MODELS]
     assert listed == zoo.names()
     assert len(set(listed)) == len(listed)
@@ -174,7 +176,7 @@ def test_importing_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Chain, "__init__", refuse)
     monkeypatch.setattr(Architecture, "__init__", refuse)
-    for family in ("plain", "resnet", "mobile", "efficientnet"):
+    for family in ("plain", "resnet", "mobile", "efficientnet", "cells"):
         importlib.reload(importlib.import_module(f"nas.search_spaces.zoo.{family}"))
     importlib.reload(zoo)
 

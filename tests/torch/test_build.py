@@ -75,6 +75,20 @@ BLOCKS = {
     "cell": b.Cell(
         (b.CellNode((b.Edge(0, b.Conv()), b.Edge(0, b.Skip()))), b.CellNode((b.Edge(1, b.Separable()),))), "all"
     ),
+    "cell zero": b.Cell((b.CellNode((b.Edge(0, None),)), b.CellNode((b.Edge(0, b.Conv(12)),))), "all"),
+    "cell network": b.CellNetwork(
+        b.Cell((b.CellNode((b.Edge(0, b.DilConv()), b.Edge(1, b.SepConv()))),)),
+        b.Cell((b.CellNode((b.Edge(0, b.FactorizedSkip(stride=2)), b.Edge(1, b.MaxPool(3, 2, 1)))),)),
+        8,
+        4,
+        b.PreConv(8, stride=2),
+    ),
+    "nor conv": b.PreConv(8, 5, 2, "silu", "none"),
+    "sep conv": b.SepConv(8, 5, 2),
+    "dil conv": b.DilConv(8, 5, 2),
+    "row column conv": b.RowColumnConv(8, 2),
+    "skip connect": b.FactorizedSkip(7, 2),
+    "skip connect wider": b.FactorizedSkip(8),
     "max pool": b.MaxPool(3, 2, 1, ceil=True),
     "max pool ceil": b.MaxPool(2, 3, ceil=True),
     "avg pool": b.AvgPool(3, 2, 1, ceil=True, count_padding=False),

@@ -3,7 +3,7 @@
 A value of a network has as many channels as the network gives it; a supernet holds weights for as many as there can
 ever be. Usually a network's channels are the leading ones. After a concatenation they are the leading ones of each
 part, and where two values are added, channel i of one is channel i of the other: a convolution whose result is added
-to a concatenation computes that one's channels.
+to an earlier concatenation computes that one's channels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Channels = tuple[tuple[int, int], ...]
 
 _KEEPS = (
     ops.Norm, ops.Activation, ops.PReLU, ops.Dropout, ops.DropPath, ops.Pool, ops.AdaptivePool, ops.Zero, ops.Add,
-    ops.Mean, ops.Mul,
+    ops.Mean, ops.Mul, ops.Shift,
 )  # fmt: skip
 
 
@@ -51,104 +51,92 @@ def is_depthwise(op: ops.Op, inputs: int) -> bool:
     return isinstance(op, ops.Conv) and op.groups == inputs == op.width and inputs > 1
 
 
-def locate(graph: Graph, keys: Sequence[str], extents: Extents, *, fixed: bool) -> list[Channels]:
+def locate(
+    graph: Graph, keys: Sequence[str], extents: Extents, *, fixed: bool, start: Channels | None = None
+) -> list[Channels]:
     """The supernet's channels that each node of a network computes.
 
     Args:
         keys: of the nodes.
         extents: are enlarged to what the network needs; where they are `fixed`, a result that would not fit takes the
             leading channels.
+        start: the channels of the input, the leading ones by default.
     """
-    return _Locator(graph, keys, extents, fixed).run()
-
-
-class _Locator:
-    def __init__(self, graph: Graph, keys: Sequence[str], extents: Extents, fixed: bool) -> None:
-        self.graph, self.keys, self.extents, self.fixed = graph, keys, extents, fixed
-        self.group = list(range(len(graph.nodes)))  # of nodes with the same channels
-        self.known: dict[int, Channels] = {}
-        self.busy: set[int] = set()
-
-    def run(self) -> list[Channels]:
-        nodes = self.graph.nodes
-        for i, node in enumerate(nodes):
-            if self._keeps(node):
-                for j in node.inputs:
-                    self._join(i, j)
-        self.anchors: dict[int, list[int]] = {}
-        for i, node in enumerate(nodes):
-            if not self._keeps(node) and not self._is_free(node):
-                self.anchors.setdefault(self._find(i), []).append(i)
-        found = [self._of(i) for i in range(len(nodes))]
-        if not self.fixed:
-            for i, node in enumerate(nodes):
-                self.extents.grow(self.keys[i], found[i])
-                if isinstance(node.op, ops.Concat):
-                    for part, j in enumerate(node.inputs):
-                        self.extents.grow_part(self.keys[i], part, found[j])
-        return found
-
-    def _keeps(self, node: Node) -> bool:
-        return isinstance(node.op, _KEEPS) or (bool(node.inputs) and is_depthwise(node.op, self._width(node.inputs[0])))
-
-    def _is_free(self, node: Node) -> bool:
-        """Whether it may compute any channels: a convolution or linear layer that reads all of its input."""
-        return isinstance(node.op, ops.Linear) or (isinstance(node.op, ops.Conv) and node.op.groups == 1)
-
-    def _of(self, i: int) -> Channels:
-        group = self._find(i)
-        if group not in self.known:
-            n = self._width(i)
-            found = leading(n)
-            if group not in self.busy:
-                self.busy.add(group)
-                for anchor in self.anchors.get(group, [])[:1]:
-                    found = self._anchored(anchor)
-                self.busy.discard(group)
-            self.known[group] = found
-        return self._fitting(i, self.known[group])
-
-    def _fitting(self, i: int, channels: Channels) -> Channels:
-        room = self.extents.rows.get(self.keys[i])
-        return leading(self._width(i)) if self.fixed and room is not None and end(channels) > room else channels
-
-    def _anchored(self, i: int) -> Channels:
-        node, op = self.graph.nodes[i], self.graph.nodes[i].op
-        match op:
-            case ops.Concat():
-                found: list[tuple[int, int]] = []
-                start = 0
+    nodes, shapes = graph.nodes, graph.shapes
+    keeps = [
+        isinstance(node.op, _KEEPS) or (bool(node.inputs) and is_depthwise(node.op, shapes[node.inputs[0]][0]))
+        for node in nodes
+    ]
+    groups = _groups(graph, keeps)
+    first: dict[int, Channels] = {}  # by group: what the first node in it computes, all others do
+    found: list[Channels] = []
+    for i, node in enumerate(nodes):
+        key, width = keys[i], shapes[i][0]
+        if not node.inputs:
+            channels = start or leading(width)
+        elif keeps[i] and len(node.inputs) == 1:
+            channels = found[node.inputs[0]]
+        elif keeps[i] or _is_free(node):
+            channels = first.get(groups[i], leading(width))
+        else:
+            channels = _put_together(graph, i, key, found, extents)
+        if fixed and end(channels) > extents.rows.get(key, end(channels)):
+            channels = leading(width)
+        first.setdefault(groups[i], channels)
+        found.append(channels)
+        if not fixed:
+            extents.grow(key, channels)
+            if isinstance(node.op, ops.Concat):
                 for part, j in enumerate(node.inputs):
-                    channels = self._of(j)
-                    found += [(start + first, n) for first, n in channels]
-                    start += max(self.extents.parts.get((self.keys[i], part), 0), end(channels))
-                return _merged(found)
-            case ops.Slice(start=first, stop=stop):
-                return _cut(self._of(node.inputs[0]), first, stop)
-            case ops.Shuffle(groups=groups):
-                each = _each(self._of(node.inputs[0]))
-                width = len(each) // groups
-                return _merged([each[g * width + k] for k in range(width) for g in range(groups)])
-            case ops.PadChannels():
-                inner = self._of(node.inputs[0])
-                return _merged([*inner, (end(inner), op.width - self._width(node.inputs[0]))])
-            case ops.Flatten():
-                inner = self._of(node.inputs[0])
-                size = prod(self.graph.shapes[node.inputs[0]][1:])
-                return _merged([(first * size, n * size) for first, n in inner])
-            case _:
-                return leading(self._width(i))
+                    extents.grow_part(key, part, found[j])
+    return found
 
-    def _width(self, i: int) -> int:
-        return self.graph.shapes[i][0]
 
-    def _find(self, i: int) -> int:
-        while self.group[i] != i:
-            self.group[i] = i = self.group[self.group[i]]
+def _groups(graph: Graph, keeps: Sequence[bool]) -> list[int]:
+    """For each node the first one with the same channels as far as additions and what works by channel tell."""
+    group = list(range(len(graph.nodes)))
+
+    def find(i: int) -> int:
+        while group[i] != i:
+            group[i] = i = group[group[i]]
         return i
 
-    def _join(self, i: int, j: int) -> None:
-        self.group[self._find(j)] = self._find(i)
+    for i, node in enumerate(graph.nodes):
+        for j in node.inputs if keeps[i] else ():
+            a, b = sorted((find(i), find(j)))
+            group[b] = a
+    return [find(i) for i in range(len(group))]
+
+
+def _is_free(node: Node) -> bool:
+    """Whether it may compute any channels: a convolution or linear layer that reads all of its input."""
+    return isinstance(node.op, ops.Linear) or (isinstance(node.op, ops.Conv) and node.op.groups == 1)
+
+
+def _put_together(graph: Graph, i: int, key: str, found: Sequence[Channels], extents: Extents) -> Channels:
+    """The channels of an operation that rearranges those of its inputs."""
+    node, op = graph.nodes[i], graph.nodes[i].op
+    inner = found[node.inputs[0]]
+    match op:
+        case ops.Concat():
+            parts: list[tuple[int, int]] = []
+            start = 0
+            for part, j in enumerate(node.inputs):
+                parts += [(start + at, n) for at, n in found[j]]
+                start += max(extents.parts.get((key, part), 0), end(found[j]))
+            return _merged(parts)
+        case ops.Slice(start=at, stop=stop):
+            return _cut(inner, at, stop)
+        case ops.Shuffle(groups=groups):
+            each = _each(inner)
+            width = len(each) // groups
+            return _merged([each[g * width + k] for k in range(width) for g in range(groups)])
+        case ops.PadChannels():
+            return _merged([*inner, (end(inner), op.width - graph.shapes[node.inputs[0]][0])])
+        case ops.Flatten():
+            size = prod(graph.shapes[node.inputs[0]][1:])
+            return _merged([(at * size, n * size) for at, n in inner])
+    return leading(graph.shapes[i][0])
 
 
 def _each(channels: Channels) -> list[tuple[int, int]]:

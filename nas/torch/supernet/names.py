@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from nas.builder import Ref
     from nas.space import Space
 
-Marks = Mapping[str, tuple[str, ...]]
-"""By a block's label, the fields that tell apart options of one choice."""
+Marks = Mapping[str, Mapping[str, frozenset[str]]]
+"""By a block's label, the fields that tell apart options of one choice, and the values that they have there."""
 
 
 def marks(space: Space) -> Marks:
@@ -31,14 +31,15 @@ def marks(space: Space) -> Marks:
     The two convolutions of `OneOf(Conv(kernel=1), Conv(kernel=3))` are alternatives; the kernels of
     `Conv(kernel=OneOf(1, 3))` are settings of one convolution.
     """
-    found: dict[str, dict[str, None]] = {}
+    found: dict[str, dict[str, frozenset[str]]] = {}
     for _, choice in everywhere(space.template):
         for label, options in _alike(choice).items():
             for field in fields(options[0]):  # type: ignore[arg-type]  # blocks are dataclasses
                 values = [getattr(option, field.name) for option in options]
                 if not any(map(is_open, values)) and any(value != values[0] for value in values):
-                    found.setdefault(label, {})[field.name] = None
-    return {label: tuple(names) for label, names in found.items()}
+                    known = found.setdefault(label, {})
+                    known[field.name] = known.get(field.name, frozenset()).union(map(_told, values))
+    return found
 
 
 def _alike(choice: OneOf) -> dict[str, list[Block]]:
@@ -54,22 +55,31 @@ def keyed(architecture: Architecture, marks: Marks) -> tuple[Graph, list[str]]:
 
     Nodes of the same key in two networks use the same weights. Raises GraphError as `Architecture.graph` does.
     """
-    recorder = _Recorder(architecture.input_shape, marks)
-    output = recorder.run(architecture.body)
-    graph = recorder.graph(output)
+    recorder = Recorder(architecture.input_shape, marks)
+    graph = recorder.graph(recorder.part("", architecture.body))
     return graph, [recorder.keys[node.weights or node.name] for node in graph.nodes]
 
 
-class _Recorder(GraphBuilder):
-    """Wires every block itself, without what blocks remember, to see which block a node is in."""
+class Recorder(GraphBuilder):
+    """Wires every block itself, without what blocks remember, to see which block a node is in.
 
-    def __init__(self, shape: Shape, marks: Marks) -> None:
+    Args:
+        shape: of the input.
+        marks: of the space.
+        around: what the keys begin with.
+
+    Attributes:
+        keys: of the nodes by name.
+    """
+
+    def __init__(self, shape: Shape, marks: Marks, around: str = "") -> None:
         self.keys: dict[str, str] = {}
-        self._marks, self._around, self._base = marks, "", ""
+        self._marks, self._around, self._base = marks, around, ""
         super().__init__(shape)
 
-    def run(self, body: Block) -> Ref:
-        return self._wired(body, (0,))
+    def part(self, name: str, block: Block) -> Ref:
+        """Wire a block that reads the input, under a name if it has one."""
+        return self.block(name, block, 0) if name else self._wired(block, (0,))
 
     def op(self, name: str, op: Op, *inputs: Ref, weights: str | None = None) -> Ref:
         owner = None if weights is None else self._base + weights  # a block knows names from itself on
@@ -93,7 +103,7 @@ class _Recorder(GraphBuilder):
 
     def block(self, name: str, block: Block, *inputs: Ref) -> Ref:
         base = self._base
-        with self.scope(name, self._mark(block)):
+        with self.scope(name, self.mark(block)):
             self._base = self._prefix
             try:
                 return self._wired(block, inputs)
@@ -108,11 +118,16 @@ class _Recorder(GraphBuilder):
             inputs = (self.block(name, step, *inputs),)
         return inputs[0]
 
-    def _mark(self, block: Block) -> str:
-        names = self._marks.get(block.label, ())
-        values = [getattr(block, name) for name in names]
-        told = [str(v) if isinstance(v, int | float | str) else _digest(v) for v in values]
-        return block.label + "".join(f"({name}={value})" for name, value in zip(names, told, strict=True))
+    def mark(self, block: Block) -> str:
+        """What kind of block it is: its label, and what tells it from others of its class."""
+        values = {
+            name: (_told(getattr(block, name)), known) for name, known in self._marks.get(block.label, {}).items()
+        }
+        return block.label + "".join(f"({name}={told})" for name, (told, known) in values.items() if told in known)
+
+
+def _told(value: Any) -> str:
+    return str(value) if value is None or isinstance(value, int | float | str) else _digest(value)
 
 
 def _digest(*values: Any) -> str:

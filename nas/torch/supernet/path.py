@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (as everywhere)
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from nas import ops
 from nas.graph import Node
@@ -25,7 +29,8 @@ class Path(nn.Module):
     """One network of a supernet's space; made by `Supernet.path`.
 
     It has no weights of its own, and gradients reach the supernet's. While training, batch norms use the statistics of
-    the batch and keep none; for `eval`, `calibrate` measures them first.
+    the batch and keep none; for `eval`, `calibrate` measures them first. A wrapped module is trained with its buffers;
+    `calibrate` measures those of its batch norms on a copy of them.
 
     Args:
         supernet: lends the weights.
@@ -40,8 +45,9 @@ class Path(nn.Module):
         self.regularised = True
         self._lent = (supernet,)  # in a tuple: a module's parameters are not to be this one's as well
         self._located = located
-        self._statistics: dict[str, tuple[Tensor, Tensor]] = {}  # mean and variance by node
-        self._batches = 0
+        self._statistics: dict[str, tuple[Tensor, Tensor]] = {}  # mean and variance by owner of the weights
+        self._measured: Counter[str] = Counter()  # how many batches they are the mean of
+        self._copies: dict[str, nn.Module] = {}  # wrapped modules with buffers of this network's own, by key
         self._calibrating = False
         graph = located.graph
         last = {i: at for at, node in enumerate(graph.nodes) for i in node.inputs}
@@ -73,10 +79,10 @@ class Path(nn.Module):
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Measure the statistics of batch norms: their mean over batches of images (N, C, H, W)."""
         self._statistics.clear()
-        self._batches = 0
+        self._measured.clear()
+        self._copies = {key: _forgetful(self._supernet.module_of(key)) for key in self._wrapped()}
         with self._measuring():
             for x in batches:
-                self._batches += 1
                 self(x)
 
     @contextmanager
@@ -99,14 +105,14 @@ class Path(nn.Module):
                 continue
             prefix = paths[node.name]
             if type(node.op) is ops.Module:
-                state = self._supernet.module_of(self._located.keys[i]).state_dict()
-                found |= {f"{prefix}.{name}": value.clone() for name, value in state.items()}
+                state = self._module(self._located.keys[i]).state_dict()
+                found |= {f"{prefix}.{name}": value.detach().clone() for name, value in state.items()}
             for name, value in self._borrowed(i, node).items():
                 found[f"{prefix}.{name}"] = value.detach().clone(memory_format=torch.contiguous_format)
             if isinstance(node.op, ops.Norm) and node.op.kind == "batch":
                 mean, variance = self._statistics_of(node.name, found[f"{prefix}.weight"])
                 found |= {f"{prefix}.running_mean": mean.clone(), f"{prefix}.running_var": variance.clone(),
-                          f"{prefix}.num_batches_tracked": torch.tensor(self._batches)}  # fmt: skip
+                          f"{prefix}.num_batches_tracked": torch.tensor(self._measured[node.name])}  # fmt: skip
         return found
 
     # -- what is borrowed --------------------------------------------------------------------------------------
@@ -129,11 +135,27 @@ class Path(nn.Module):
         else:
             weight = _taken(weight, self._located.channels[node.inputs[0]], 1)
         if isinstance(op, ops.Conv):
-            weight = _centre(weight, op.kernel)
+            weight = centre(weight, op.kernel)
         return {"weight": weight, "bias": _taken(self._shared(i, "bias"), rows, 0)} if op.bias else {"weight": weight}
 
     def _shared(self, i: int, name: str) -> Tensor:
         return self._supernet.tensor(self._located.keys[i], name)
+
+    def _wrapped(self) -> list[str]:
+        """Keys of the wrapped modules."""
+        nodes = self._located.graph.nodes
+        return [key for node, key in zip(nodes, self._located.keys, strict=True) if type(node.op) is ops.Module]
+
+    def _module(self, key: str) -> nn.Module:
+        """A wrapped module, in the mode that this network is in."""
+        module = self._copies.get(key) or self._supernet.module_of(key)
+        module.train(self.training)
+        for part in module.modules():
+            if isinstance(part, _BatchNorm) and self._calibrating:
+                part.train()
+            elif isinstance(part, _DropoutNd) and not self.regularised:
+                part.eval()
+        return module
 
     # -- running -----------------------------------------------------------------------------------------------
 
@@ -156,7 +178,7 @@ class Path(nn.Module):
             case ops.PReLU():
                 return lambda x: F.prelu(x, **self._borrowed(i, node))
             case ops.Module():
-                return self._supernet.module_of(self._located.keys[i])
+                return lambda *x: self._module(self._located.keys[i])(*x)
             case ops.Dropout() | ops.DropPath():
                 module = RULES[type(op)](op, *into)
                 return lambda x: module(x) if self.training and self.regularised else x
@@ -167,12 +189,14 @@ class Path(nn.Module):
         weight, bias = self._pair(i, node)
         if self.training:
             return F.batch_norm(x, None, None, weight, bias, training=True, eps=op.eps)
-        mean, variance = self._statistics_of(node.name, weight)
+        owner = node.weights or node.name
+        mean, variance = self._statistics_of(owner, weight)
         if not self._calibrating:
             return F.batch_norm(x, mean, variance, weight, bias, eps=op.eps)
         # A momentum of one over the number of batches so far makes the mean over all of them.
-        self._statistics[node.name] = mean, variance
-        return F.batch_norm(x, mean, variance, weight, bias, True, 1 / self._batches, op.eps)
+        self._statistics[owner] = mean, variance
+        self._measured[owner] += 1
+        return F.batch_norm(x, mean, variance, weight, bias, True, 1 / self._measured[owner], op.eps)
 
     def _pair(self, i: int, node: Node) -> tuple[Tensor, Tensor]:
         borrowed = self._borrowed(i, node)
@@ -182,13 +206,24 @@ class Path(nn.Module):
         return self._statistics.get(name) or (torch.zeros_like(like), torch.ones_like(like))
 
 
+def _forgetful(module: nn.Module) -> nn.Module:
+    """A wrapped module with the same parameters, but buffers of its own; its batch norms average from now on."""
+    # What the memo has is not copied.
+    copied = deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+    for part in copied.modules():
+        if isinstance(part, _BatchNorm):
+            part.reset_running_stats()
+            part.momentum = None
+    return copied
+
+
 def _taken(tensor: Tensor, channels: Channels, dim: int) -> Tensor:
     """The given channels along an axis; a view where they are one stretch."""
     parts = [tensor.narrow(dim, first, n) for first, n in channels]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def _centre(weight: Tensor, kernel: ops.Pair) -> Tensor:
+def centre(weight: Tensor, kernel: ops.Pair) -> Tensor:
     """The middle of a convolution's kernel."""
     top, left = ((weight.shape[axis] - size) // 2 for axis, size in zip((2, 3), kernel, strict=True))
     return weight[:, :, top : top + kernel[0], left : left + kernel[1]]

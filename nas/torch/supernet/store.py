@@ -19,6 +19,7 @@ from nas.choices import Decision, Genotype
 from nas.errors import GraphError
 from nas.graph import Graph
 from nas.torch.build import RULES
+from nas.torch.init import initialise
 from nas.torch.supernet.channels import Channels, Extents, locate
 from nas.torch.supernet.names import keyed, marks
 
@@ -78,8 +79,9 @@ class Supernet(nn.Module):
     def __init__(self, space: Space, *, seed: int = 0) -> None:
         super().__init__()
         self.space = space
-        self._marks = marks(space)
-        self._extents = Extents()
+        self._seed = seed
+        self.marks = marks(space)
+        self.extents = Extents()
         self.sizes: dict[str, Size] = {}
         self.wrapped = nn.ModuleDict()
         self._measure()
@@ -97,8 +99,8 @@ class Supernet(nn.Module):
 
     def located(self, architecture: Architecture) -> Located:
         """Where the weights of a network are. Raises GraphError for one that the supernet has no weights for."""
-        graph, keys = keyed(architecture, self._marks)
-        found = Located(graph, keys, locate(graph, keys, self._extents, fixed=True))
+        graph, keys = keyed(architecture, self.marks)
+        found = Located(graph, keys, locate(graph, keys, self.extents, fixed=True))
         for i, node in enumerate(graph.nodes):
             if type(node.op) is ops.Module:
                 if _mangled(keys[i]) not in self.wrapped:
@@ -127,7 +129,7 @@ class Supernet(nn.Module):
             quiet = 0
             for genotype in group:
                 try:
-                    graph, keys = keyed(self.space.architecture(genotype), self._marks)
+                    graph, keys = keyed(self.space.architecture(genotype), self.marks)
                 except GraphError:  # not every combination of a space can be built
                     continue
                 if self._learn(graph, keys):
@@ -140,17 +142,17 @@ class Supernet(nn.Module):
         while any(self._learn(graph, keys) for graph, keys in networks):
             pass
         # An operation may stand where another had more channels: PReLU was perhaps met in narrow networks only.
-        self.sizes = {key: replace(size, rows=self._extents.rows[key]) for key, size in self.sizes.items()}
+        self.sizes = {key: replace(size, rows=self.extents.rows[key]) for key, size in self.sizes.items()}
 
     def _learn(self, graph: Graph, keys: Sequence[str]) -> bool:
         """Make room for a network; whether it needed any."""
-        before = dict(self._extents.rows), dict(self._extents.parts)
-        located = Located(graph, keys, locate(graph, keys, self._extents, fixed=False))
-        changed = before != (self._extents.rows, self._extents.parts)
+        before = dict(self.extents.rows), dict(self.extents.parts)
+        located = Located(graph, keys, locate(graph, keys, self.extents, fixed=False))
+        changed = before != (self.extents.rows, self.extents.parts)
         for i, node in enumerate(graph.nodes):
             key = keys[i]
             if type(node.op) is ops.Module and _mangled(key) not in self.wrapped:
-                self.wrapped[_mangled(key)] = RULES[ops.Module](node.op, *graph.shapes_into(node))
+                self.wrapped[_mangled(key)] = _wrapped(node.op, graph.shapes_into(node), _state(self._seed, key))
                 changed = True
             elif isinstance(node.op, LEARNED):
                 needed = _needed(located, i)
@@ -212,8 +214,7 @@ def _initial(key: str, size: Size, seed: int) -> dict[str, Tensor]:
         return {"weight": torch.ones(size.rows), "bias": torch.zeros(size.rows)}
     if size.kind == "prelu":
         return {"weight": torch.full((size.rows,), 0.25)}
-    state = np.random.SeedSequence((seed, crc32(key.encode()))).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0]))
+    generator = torch.Generator().manual_seed(_state(seed, key))
     shape: tuple[int, ...] = size.rows, size.columns
     std = 0.01
     if size.kind == "conv":
@@ -224,6 +225,18 @@ def _initial(key: str, size: Size, seed: int) -> dict[str, Tensor]:
     if size.bias:
         values["bias"] = torch.zeros(size.rows)
     return values
+
+
+def _wrapped(op: ops.Module, inputs: Sequence[ops.Shape], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # for what it draws in its constructor
+        module = RULES[ops.Module](op, *inputs)
+    initialise(module, seed)
+    return module
+
+
+def _state(seed: int, key: str) -> int:
+    return int(np.random.SeedSequence((seed, crc32(key.encode()))).generate_state(1, np.uint64)[0])
 
 
 def _mangled(key: str, name: str = "") -> str:

@@ -1,0 +1,158 @@
+"""What depends on open decisions: tables of values, and how probable each value is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from math import prod
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nas.choices import Label
+
+V = TypeVar("V", bound=Hashable)
+W = TypeVar("W", bound=Hashable)
+
+LARGEST = 512
+"""Entries of a table; a larger one is replaced by how probable its values are, as if they depended on nothing else."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """What is not certain: a decision, by its path and the labels that it has where it stands."""
+
+    path: str
+    labels: tuple[Label, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Derived:
+    """What is not certain because it depends on decisions: the values of a table too large to be carried on."""
+
+    table: Table[Any]
+
+    @property
+    def size(self) -> int:
+        return len(self.table.values)
+
+
+Unknown = Variable | Derived
+
+
+class Table(Generic[V]):
+    """A value for every combination of options of some variables, without those that make no difference.
+
+    Args:
+        variables: on which it may depend.
+        entries: position in `values` for each combination, an array with an axis for each variable.
+        values: all different.
+    """
+
+    def __init__(self, variables: Sequence[Unknown], entries: np.ndarray, values: Sequence[V]) -> None:
+        for axis in reversed(range(len(variables))):
+            first = entries.take([0], axis)
+            if (entries == first).all():
+                entries = first.squeeze(axis)
+                variables = [*variables[:axis], *variables[axis + 1 :]]
+        self.variables, self.entries, self.values = tuple(variables), entries, tuple(values)
+
+    @classmethod
+    def of(cls, variables: Sequence[Unknown], found: Sequence[V]) -> Table[V]:
+        """From the values of all combinations, the last variable changing fastest."""
+        places: dict[V, int] = {}
+        entries = np.array([places.setdefault(value, len(places)) for value in found], dtype=np.int64)
+        return cls(variables, entries.reshape([v.size for v in variables]), tuple(places))
+
+    @classmethod
+    def certain(cls, value: V) -> Table[V]:
+        return cls((), np.zeros((), dtype=np.int64), (value,))
+
+    def at(self, taken: Mapping[Unknown, int]) -> V:
+        """The value where the variables take these options."""
+        return self.values[int(self.entries[tuple([taken[v] for v in self.variables])])]
+
+    def limited(self) -> Table[V]:
+        """The table itself, or one that stands for it with a variable of its own."""
+        if self.entries.size <= LARGEST:
+            return self
+        return Table([Derived(self)], np.arange(len(self.values)), self.values)
+
+    @cached_property
+    def members(self) -> Tensor:
+        """(combinations, values): 1 where a combination has the value."""
+        return torch.eye(len(self.values), dtype=torch.float64)[torch.from_numpy(self.entries.reshape(-1))]
+
+
+def combinations(variables: Sequence[Unknown]) -> Iterator[dict[Unknown, int]]:
+    """All combinations of options, the last variable changing fastest."""
+    for indices in product(*[range(v.size) for v in variables]):
+        yield dict(zip(variables, indices, strict=True))
+
+
+def joined(tables: Sequence[Table[Any]]) -> list[Unknown]:
+    """The variables of several tables, each once."""
+    return list(dict.fromkeys(v for table in tables for v in table.variables))
+
+
+def combined(
+    tables: Sequence[Table[Any]], extra: Sequence[Unknown], value: Callable[[dict[Unknown, int]], W]
+) -> Table[W]:
+    """A table over the variables of others, of what `value` makes of each combination."""
+    variables = list(dict.fromkeys([*extra, *joined(tables)]))
+    return Table.of(variables, [value(taken) for taken in combinations(variables)])
+
+
+def entries(tables: Sequence[Table[Any]], extra: Sequence[Unknown] = ()) -> int:
+    """How many combinations `combined` would look at."""
+    return prod(v.size for v in dict.fromkeys([*extra, *joined(tables)]))
+
+
+class Beliefs:
+    """How probable the options of all decisions are, and what follows for the values of tables.
+
+    Args:
+        probabilities: (labels,) for each decision, by path; those of the space's own labels in their order.
+        labels: of each decision.
+    """
+
+    def __init__(self, probabilities: Mapping[str, Tensor], labels: Mapping[str, tuple[Label, ...]]) -> None:
+        self._probabilities, self._labels = probabilities, labels
+        self._known: dict[Any, Tensor] = {}
+
+    def of(self, unknown: Unknown) -> Tensor:
+        """Probability of each option."""
+        found = self._known.get(unknown)
+        if found is None:
+            found = self.over(unknown.table) if isinstance(unknown, Derived) else self._decision(unknown)
+            self._known[unknown] = found
+        return found
+
+    def over(self, table: Table[Any]) -> Tensor:
+        """Probability of each value of a table."""
+        found = self._known.get(table)
+        if found is None:
+            joint: Tensor | None = None
+            for variable in table.variables:
+                p = self.of(variable)
+                joint = p if joint is None else (joint[:, None] * p).reshape(-1)
+            found = torch.ones(1, dtype=torch.float64) if joint is None else joint @ table.members.to(joint.device)
+            self._known[table] = found
+        return found
+
+    def _decision(self, variable: Variable) -> Tensor:
+        p = self._probabilities[variable.path].double()
+        labels = self._labels[variable.path]
+        if variable.labels == labels:
+            return p
+        # One of several choices of this name, with fewer options.
+        p = p[[labels.index(label) for label in variable.labels]]
+        return p / p.sum().clamp_min(1e-30)
