@@ -195,6 +195,6 @@ def sample(split: Split, count: int) -> Split:
     rng = np.random.default_rng(0)
     order = rng.permutation(total)
     order = order[np.argsort(split.labels.cpu().numpy()[order], kind="stable")]
-    chosen = order[np.arange(min(count, total)) * total // min(count, total)]
+    chosen = order[np.linspace(0, total - 1, min(count, total)).astype(int)]
     index = rng.permutation(chosen)
     return replace(split, images=split.images[index], labels=split.labels[index])

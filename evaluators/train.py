@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.architecture import Architecture
-from nas.errors import OutOfMemory
+from nas.errors import ConfigError, OutOfMemory
 from nas.evaluator import Evaluator, Report, Task
+from nas.space import Space
 from nas.torch.recipe import Recipe
 from nas.trial import Metric
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from nas.torch.data import Split
+    from nas.torch.supernet.saved import Lender
+
+
+def _signature() -> inspect.Signature:
+    own = inspect.Parameter("init", inspect.Parameter.KEYWORD_ONLY, default=None)
+    return inspect.Signature([*inspect.signature(Recipe).parameters.values(), own])
 
 
 RESOLUTIONS = 4
@@ -29,15 +36,35 @@ class Train(Evaluator):
     Options are the fields of `nas.torch.recipe.Recipe`: epochs, batch, optimizer, lr, and so on. An interrupted
     trial goes on from its last epoch and ends as if it had not been interrupted.
 
+    One option more is `init`: `supernet:RUN` starts from weights borrowed from the supernet of an earlier run, in whose
+    space the architectures must lie; by default they start from random ones.
+
     Raises ConfigError for an option out of range.
     """
 
-    __signature__ = inspect.signature(Recipe)  # what `--set evaluator.NAME=VALUE` takes
+    __signature__ = _signature()  # what `--set evaluator.NAME=VALUE` takes
     metrics = (Metric("accuracy"), Metric("loss", "min"))
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, init: str | None = None, **options: Any) -> None:
         self.recipe = Recipe(**options)
         self.budget = float(self.recipe.epochs)
+        kind, _, self.run = (init or "").partition(":")
+        if init is not None and not (kind == "supernet" and self.run):
+            raise ConfigError(f"init: expected none, or supernet: and a run folder such as runs/x, got {init!r}")
+        self.lender: Lender | None = None
+
+    def use(self, space: Space) -> None:
+        """Read the weights to start from, where the run folder is. Raises RunError or ConfigError if none fit."""
+        if not self.run:
+            return
+        from nas.torch.supernet.saved import Lender
+
+        self.lender = Lender.of(self.run)
+        if not self.lender.fits(space):
+            raise ConfigError(
+                f"init: no network of the space {space.name!r} lies in that of the supernet of {self.run}: "
+                f"{self.lender.about}; search that space, or train a supernet for this one"
+            )
 
     def open(self, task: Task, *, device: str, threads: int) -> None:
         from nas.torch.runtime import pick_device, prepare
@@ -46,6 +73,10 @@ class Train(Evaluator):
         prepare(self.device, threads)
         self.data = task.load()
         self._placed: dict[tuple[int, int], tuple[Split, Split]] = {}
+        if self.run and self.lender is None:
+            from nas.torch.supernet.saved import Lender
+
+            self.lender = Lender.of(self.run)
 
     def evaluate(
         self, arch: Architecture, *, seed: int, budget: float | None, workdir: Path, report: Report
@@ -80,6 +111,8 @@ class Train(Evaluator):
         placed_height, placed_width = train.images.shape[2:]
         augment = Augment.default((channels, placed_height, placed_width)) if recipe.augment else Augment(0, flip=False)
         module = arch.module(seed=seed)
+        if self.lender is not None:
+            self.lender.lend(arch, module)
         metrics = fit(
             module,
             Batches(train, batch=recipe.batch, augment=augment, seed=seed, **common),

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from nas.blocks import Chain, Conv, Head, InvertedResidual, Skip
 from nas.choices import OneOf, Repeat
 from nas.evaluator import Evaluator, Report, Task
 from nas.ops import Shape
+from nas.preparation import Preparation
 from nas.space import Space
 from nas.strategy import Strategy
 from nas.trial import Limit, Objective, Proposal, State, Trial
@@ -266,20 +268,31 @@ class EvaluatorConformance:
         """A task it can work on."""
         return Task.of("digits", limit=300)
 
-    def architectures(self) -> Sequence[Architecture]:
-        """Two different architectures for the task."""
+    def space(self) -> Space:
+        """A space for the task."""
         from nas.plugins import make_space
 
         task = self.task()
-        space = make_space("mobile", task.input_shape, task.classes, {})
-        rng = np.random.default_rng(0)
+        return make_space("mobile", task.input_shape, task.classes, {})
+
+    def architectures(self) -> Sequence[Architecture]:
+        """Two different architectures of the space."""
+        space, rng = self.space(), np.random.default_rng(0)
         return [space.architecture(space.sample(rng)) for _ in range(2)]
 
     @pytest.fixture
-    def opened(self) -> Evaluator:
-        evaluator = self.make()
-        evaluator.open(self.task(), device="cpu", threads=1)
-        return evaluator
+    def opened(self, tmp_path: Path) -> Evaluator:
+        """The evaluator as a worker has it: it has come from another process."""
+        evaluator: Any = self.make()
+        if hasattr(evaluator, "use"):
+            evaluator.use(self.space())
+        if hasattr(evaluator, "prepare"):
+            job = Preparation(evaluator, self.task(), tmp_path / "prepare", seed=0, device="cpu", threads=1)
+            job.folder.mkdir()
+            evaluator.prepared = job(lambda epoch, metrics, of: None)
+        travelled: Evaluator = pickle.loads(pickle.dumps(evaluator))
+        travelled.open(self.task(), device="cpu", threads=1)
+        return travelled
 
     def _evaluate(self, evaluator: Evaluator, architecture: Architecture, folder: Path) -> dict[str, float]:
         folder.mkdir(exist_ok=True)

@@ -134,11 +134,15 @@ class CellNetwork(Block):
         before, last = x[0], x[0] if self.entry is None else g.block("entry", self.entry, x[0])
         width = self.width
         for i in range(self.cells):
-            reduces = i in (self.cells // 3, 2 * self.cells // 3)
+            reduces = self.reduces(i)
             width *= 1 + reduces
             cell = (self.reduction if reduces else self.normal).with_children({"width": width})
             before, last = last, g.block(str(i), cell, before, last)
         return last
+
+    def reduces(self, i: int) -> bool:
+        """Whether cell number `i` is a reduction."""
+        return i in (self.cells // 3, 2 * self.cells // 3)
 
     def scaled(self, width: float, depth: float) -> Self:
         """`depth` multiplies the cells, rounded up."""

@@ -27,6 +27,14 @@ class TestTrain(Named):
         return make_evaluator("train", {"epochs": 2, "batch": 32})
 
 
+class TestSupernet(Named):
+    __test__ = True
+    name = "supernet"
+
+    def make(self) -> Evaluator:
+        return make_evaluator("supernet", {"epochs": 1, "warmup": 0, "calibration": 64})
+
+
 class TestTable(Named):
     __test__ = True
     name = "table"

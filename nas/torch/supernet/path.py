@@ -105,7 +105,8 @@ class Path(nn.Module):
                 continue
             prefix = paths[node.name]
             if type(node.op) is ops.Module:
-                state = self._module(self._located.keys[i]).state_dict()
+                key = self._located.keys[i]
+                state = self._copies.get(key, self._supernet.module_of(key)).state_dict()
                 found |= {f"{prefix}.{name}": value.detach().clone() for name, value in state.items()}
             for name, value in self._borrowed(i, node).items():
                 found[f"{prefix}.{name}"] = value.detach().clone(memory_format=torch.contiguous_format)
@@ -148,7 +149,8 @@ class Path(nn.Module):
 
     def _module(self, key: str) -> nn.Module:
         """A wrapped module, in the mode that this network is in."""
-        module = self._copies.get(key) or self._supernet.module_of(key)
+        shared = self._supernet.module_of(key)
+        module = shared if self.training else self._copies.get(key, shared)
         module.train(self.training)
         for part in module.modules():
             if isinstance(part, _BatchNorm) and self._calibrating:

@@ -6,37 +6,38 @@ convolution; depth mixes the outputs after each repetition. See `nas.torch.super
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nas import ops
 from nas.analysis import analyse
-from nas.blocks.base import Block, Branches, Chain
+from nas.blocks.base import Block, Chain
 from nas.blocks.cell import Cell, CellNetwork, CellNode, called
 from nas.blocks.edges import FactorizedSkip, PreConv
 from nas.choices import Decision, Genotype, Label, OneOf, Repeat, is_open
 from nas.errors import GraphError, SpaceError
+from nas.graph import Graph
 from nas.ops import Shape
-from nas.torch.supernet.channels import Channels, end, leading, locate
+from nas.torch.supernet.channels import Channels, leading, locate
 from nas.torch.supernet.names import Recorder
 from nas.torch.supernet.store import Supernet
 from nas.torch.supernet.tables import (
     LARGEST,
     Beliefs,
-    Derived,
     Table,
     Unknown,
     Variable,
     combinations,
     combined,
     entries,
-    joined,
 )
-from nas.torch.supernet.union import Setting, Union, Unmixable, _padded
+from nas.torch.supernet.union import Setting, Union, Unmixable, padded
 from nas.walk import Walker, decision_path, everywhere, join
 
 SETTINGS = 20_000
@@ -63,6 +64,7 @@ class Place:
         around: beginning of the keys.
         path, scope: of decisions.
         fields: what a `Repeat` has instead of the block's own fields: name, path, scope and value of each.
+        is_edge: whether the block's own name is to be added, as on the edges of a cell.
     """
 
     name: str = ""
@@ -70,6 +72,7 @@ class Place:
     path: str = ""
     scope: str = ""
     fields: tuple[tuple[str, str, str, Any], ...] = ()
+    is_edge: bool = False
 
     def inside(self, label: str) -> str:
         return f"{self.around}{self.name}:{label}." if self.name else self.around
@@ -132,7 +135,7 @@ class Relaxed:
         return height, width
 
     def certain(self, genotype: Genotype, **kwargs: Any) -> dict[str, Tensor]:
-        """Probabilities that are all 0 or 1: those of one network; decisions it does not have take their first label."""
+        """Probabilities of 0 and 1: those of one network; a decision that it does not have takes its first label."""
         found: dict[str, Tensor] = {}
         for path, labels in self.labels.items():
             index = labels.index(genotype[path]) if path in genotype else 0
@@ -227,18 +230,19 @@ class _Sequence(_Part):
 
 
 class _Mixture(_Part):
-    """One of several blocks."""
+    """One of several blocks, by the option; nothing where an option has none."""
 
-    def __init__(self, variable: Variable, parts: Sequence[_Part]) -> None:
-        self._variable, self._parts = variable, parts
-        self.out = _either(variable, [part.out for part in parts])
+    def __init__(self, variable: Variable, parts: Mapping[int, _Part]) -> None:
+        self.variable, self._parts = variable, parts
+        self.out = _either(variable, {i: part.out for i, part in parts.items()})
 
     def run(self, step: _Step, x: Tensor) -> Tensor:
-        p = step.beliefs.of(self._variable).to(x.dtype)
-        return _sum([part.run(step, x) for part in self._parts], p.unbind(), self.out)
+        p = step.beliefs.of(self.variable).to(x.dtype).unbind()
+        return _sum([(part.run(step, x), p[i]) for i, part in self._parts.items()], self.out)
 
     def flops(self, beliefs: Beliefs) -> Tensor:
-        return torch.stack([part.flops(beliefs) for part in self._parts]) @ beliefs.of(self._variable)
+        p = beliefs.of(self.variable)
+        return torch.stack([p[i] * part.flops(beliefs) for i, part in self._parts.items()]).sum()
 
 
 class _Repeated(_Part):
@@ -247,14 +251,14 @@ class _Repeated(_Part):
     def __init__(self, times: Variable, counts: Sequence[int], parts: Sequence[_Part], wire: Wire) -> None:
         self._times, self._counts, self._parts = times, counts, parts
         outs = [wire, *(part.out for part in parts)]
-        self.out = _either(times, [outs[n] for n in counts])
+        self.out = _either(times, {k: outs[n] for k, n in enumerate(counts)})
 
     def run(self, step: _Step, x: Tensor) -> Tensor:
-        p = step.beliefs.of(self._times).to(x.dtype)
+        p = step.beliefs.of(self._times).to(x.dtype).unbind()
         after = [x]
         for part in self._parts:
             after.append(part.run(step, after[-1]))
-        return _sum([after[n] for n in self._counts], p.unbind(), self.out)
+        return _sum([(after[n], p[k]) for k, n in enumerate(self._counts)], self.out)
 
     def flops(self, beliefs: Beliefs) -> Tensor:
         p = beliefs.of(self._times)
@@ -265,35 +269,124 @@ class _Repeated(_Part):
         return total
 
 
+@dataclass(frozen=True)
 class _Edge:
-    """What a node of a cell may read."""
+    """An edge of a cell: the value it reads, what it does, and the options of its node's choice with which it is there.
 
-    def __init__(self, source: int, part: _Part, there: Table[bool]) -> None:
-        self.source, self.part, self.there = source, part, there
+    `idle`: options of its own choice with which it does nothing.
+    """
+
+    source: int
+    part: _Part
+    node: tuple[Variable, tuple[int, ...]] | None
+    idle: tuple[Variable, tuple[int, ...]] | None
+
+    def there(self, beliefs: Beliefs) -> Tensor:
+        """How probable it is that the node has this edge; 1 where nothing is said of the node's choice."""
+        if self.node is None or not beliefs.knows(self.node[0]):
+            return torch.ones((), dtype=torch.float64)
+        return beliefs.of(self.node[0])[list(self.node[1])].sum()
+
+    def busy(self, beliefs: Beliefs) -> Tensor:
+        """How probable it is that the edge does something."""
+        there = self.there(beliefs)
+        return there if self.idle is None else there * (1 - beliefs.of(self.idle[0])[list(self.idle[1])].sum())
 
 
-def _either(variable: Variable, wires: Sequence[Wire]) -> Wire:
-    """One of several values, which one is decided by a variable."""
-    sizes = {wire.shape[1:] for wire in wires}
+class _CellPart(_Part):
+    """A cell; with probabilities between 0 and 1 all edges are there, each as much as it is probable."""
+
+    def __init__(
+        self, inputs: Sequence[_Part], nodes: Sequence[Sequence[_Edge]], wanted: Sequence[int], out: Wire
+    ) -> None:
+        self._inputs, self._nodes, self._wanted, self.out = inputs, nodes, wanted, out
+
+    def run(self, step: _Step, x: Tensor) -> Tensor:
+        return self.join(step, [x])
+
+    def join(self, step: _Step, xs: Sequence[Tensor]) -> Tensor:
+        """The output, from all inputs."""
+        values: list[Tensor | None] = [part.run(step, x) for part, x in zip(self._inputs, xs, strict=True)]
+        alive = self._alive(step.beliefs)
+        like: Tensor | None = None
+        for edges in self._nodes:
+            total: Tensor | None = None
+            for edge in edges:
+                x = values[edge.source]
+                # What reads nothing is nothing, though a norm would make its shift of it.
+                if x is not None and float(alive[edge.source].detach()) > 0:
+                    y = edge.part.run(step, x) * edge.there(step.beliefs).to(x.dtype)
+                    total = y if total is None else total + y
+            values.append(total)
+            like = total if like is None else like
+        if like is None:
+            return torch.zeros_like(xs[-1])
+        found = [torch.zeros_like(like) if (x := values[i]) is None else x for i in self._wanted]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+    def flops(self, beliefs: Beliefs) -> Tensor:
+        alive = self._alive(beliefs)
+        needed = [torch.ones((), dtype=torch.float64) if i in self._wanted else None for i in range(len(alive))]
+        unused: dict[int, Tensor] = {}
+        total = sum((part.flops(beliefs) for part in self._inputs), torch.zeros((), dtype=torch.float64))
+        for i in reversed(range(len(self._inputs), len(alive))):
+            wanted = needed[i]
+            if wanted is None:
+                wanted = 1 - unused[i] if i in unused else torch.zeros((), dtype=torch.float64)
+            for edge in self._nodes[i - len(self._inputs)]:
+                there = edge.there(beliefs)
+                total = total + alive[edge.source] * wanted * there * edge.part.flops(beliefs)
+                before = unused.get(edge.source, torch.ones((), dtype=torch.float64))
+                unused[edge.source] = before * (1 - wanted * edge.busy(beliefs))
+        return total
+
+    def _alive(self, beliefs: Beliefs) -> list[Tensor]:
+        """How probable it is that a value reads an input by some way."""
+        found = [torch.ones((), dtype=torch.float64) for _ in self._inputs]
+        for edges in self._nodes:
+            dead = torch.ones((), dtype=torch.float64)
+            for edge in edges:
+                dead = dead * (1 - edge.busy(beliefs) * found[edge.source])
+            found.append(1 - dead)
+        return found
+
+
+class _Cells(_Part):
+    """Cells one after the other, each of which reads the two before it."""
+
+    def __init__(self, entry: _Part | None, cells: Sequence[_CellPart]) -> None:
+        self._entry, self._cells = entry, cells
+        self.out = cells[-1].out
+
+    def run(self, step: _Step, x: Tensor) -> Tensor:
+        before, last = x, x if self._entry is None else self._entry.run(step, x)
+        for cell in self._cells:
+            before, last = last, cell.join(step, [before, last])
+        return last
+
+    def flops(self, beliefs: Beliefs) -> Tensor:
+        parts: list[_Part] = [*([self._entry] if self._entry else []), *self._cells]
+        return sum((part.flops(beliefs) for part in parts), torch.zeros((), dtype=torch.float64))
+
+
+def _either(variable: Variable, wires: Mapping[int, Wire]) -> Wire:
+    """One of several values, by the option of a variable; an option that has none is like the first."""
+    sizes = {wire.shape[1:] for wire in wires.values()}
     if len(sizes) != 1:
         raise Unmixable(f"{variable.path} changes the size of the map", [variable])
-    tables = [wire.channels for wire in wires]
-    if entries(tables, [variable]) > 64 * LARGEST:
-        tables = [Table([Derived(t)], _counted(t), t.values) if t.variables else t for t in tables]
-    table = combined(tables, [variable], lambda taken: tables[taken[variable]].at(taken))
-    return Wire((max(wire.shape[0] for wire in wires), *sizes.pop()), table.limited())
+    tables = {i: wire.channels for i, wire in wires.items()}
+    if entries(list(tables.values()), [variable]) > 64 * LARGEST:
+        tables = {i: table.alone if table.variables else table for i, table in tables.items()}
+    first = next(iter(tables.values()))
+    found = list(tables.values())
+    table = combined(found, [variable], lambda taken: tables.get(taken[variable], first).at(taken))
+    return Wire((max(wire.shape[0] for wire in wires.values()), *sizes.pop()), table.limited())
 
 
-def _counted(table: Table[Any]) -> Any:
-    import numpy as np
-
-    return np.arange(len(table.values))
-
-
-def _sum(xs: Sequence[Tensor], weights: Sequence[Tensor], wire: Wire) -> Tensor:
+def _sum(parts: Sequence[tuple[Tensor, Tensor]], wire: Wire) -> Tensor:
     total: Tensor | None = None
-    for x, weight in zip(xs, weights, strict=True):
-        part = _padded(x, wire.shape[0]) * weight
+    for x, weight in parts:
+        part = padded(x, wire.shape[0]) * weight
         total = part if total is None else total + part
     assert total is not None
     return total
@@ -304,6 +397,7 @@ class _Builder:
 
     def __init__(self, supernet: Supernet, fixed: Mapping[str, Label]) -> None:
         self._supernet, self._fixed = supernet, fixed
+        self._wired: dict[Any, _Wired | None] = {}
 
     def part(self, value: Any, place: Place, env: Env, wire: Wire) -> tuple[_Part, Env]:
         """The relaxed form of a block, and what is decided after it."""
@@ -311,8 +405,14 @@ class _Builder:
             return _Identity(wire), env
         if isinstance(value, OneOf):
             return self._choice(value, place, env, wire)
+        if place.is_edge:
+            place = replace(place, name=f"{place.name}.{called(value)}", is_edge=False)
         if isinstance(value, Repeat):
             return self._repeat(value, place, env, wire)
+        if isinstance(value, Cell) and (value.is_open or place.fields):
+            return self._cell(value, place, env, [wire])
+        if isinstance(value, CellNetwork) and value.is_open and not place.fields:
+            return self._cells(value, place, env, wire)
         if isinstance(value, Chain) and value.is_open and not place.fields:
             return self._chain(value, place, env, wire)
         return self._leaf(value, place, env, wire)
@@ -326,12 +426,14 @@ class _Builder:
         if variable.path in self._fixed or variable.size == 1:
             label = self._fixed.get(variable.path, variable.labels[0])
             return self.part(choice.options[choice.labels.index(label)], place, around, wire)
-        built = [self.part(option, place, around, wire) for option in choice.options]
-        after = dict(around)
-        for i, v in built[0][1].items():
-            if all(other.get(i) == v for _, other in built):
-                after[i] = v
-        return _Mixture(variable, [part for part, _ in built]), after
+        built = {
+            i: self.part(option, place, around, wire)
+            for i, option in enumerate(choice.options)
+            if option is not None or not place.is_edge  # no block on an edge is no edge, and does not pass its input on
+        }
+        first, *others = [env for _, env in built.values()]
+        after = around | {i: v for i, v in first.items() if all(other.get(i) == v for other in others)}
+        return _Mixture(variable, {i: part for i, (part, _) in built.items()}), after
 
     def _chain(self, chain: Chain, place: Place, env: Env, wire: Wire) -> tuple[_Part, Env]:
         around = place.inside(chain.label)
@@ -374,6 +476,108 @@ class _Builder:
             return None, (value.options[value.labels.index(label)],), env
         return variable, value.options, env
 
+    # -- cells -------------------------------------------------------------------------------------------------
+
+    def _cells(self, network: CellNetwork, place: Place, env: Env, wire: Wire) -> tuple[_Part, Env]:
+        around, (normal, reduction) = place.inside(network.label), self._two(network)
+        before, last, entry = wire, wire, None
+        if network.entry is not None:
+            entry, env = self.part(
+                network.entry, Place("entry", around, join(place.path, "entry"), place.scope), env, wire
+            )
+            last = entry.out
+        width, cells = network.width, list[_CellPart]()
+        for i in range(network.cells):
+            reduces = network.reduces(i)
+            width *= 1 + reduces
+            cell = (reduction if reduces else normal).with_children({"width": width})
+            at = join(place.path, "reduction" if reduces else "normal")
+            part, env = self._cell(cell, Place(str(i), around, at, place.scope), env, [before, last])
+            cells.append(part)
+            before, last = last, part.out
+        return _Cells(entry, cells), env
+
+    @staticmethod
+    def _two(network: CellNetwork) -> tuple[Cell, Cell]:
+        if not (isinstance(network.normal, Cell) and isinstance(network.reduction, Cell)):
+            raise SpaceError("a network of cells that are themselves a choice cannot be relaxed; name two cells")
+        return network.normal, network.reduction
+
+    def _cell(self, cell: Cell, place: Place, env: Env, wires: Sequence[Wire]) -> tuple[_CellPart, Env]:
+        around = place.inside(cell.label)
+        nodes, at, scope = cell.nodes, join(place.path, "nodes"), place.scope
+        for name, path, outer, value in place.fields:
+            if name != "nodes":
+                raise SpaceError(f"a cell with {name!r} given by Repeat cannot be relaxed")
+            nodes, at, scope = value, path, outer
+        inputs: list[_Part] = [_Identity(wire) for wire in wires]
+        if cell.width is not None:
+            for i, wire in enumerate(wires):
+                fits = wire.shape[1:] == wires[-1].shape[1:]
+                block: Block = PreConv(cell.width, 1) if fits else FactorizedSkip(cell.width, 2)
+                inputs[i] = self.part(block, Place(f"input{i}", around), env, wire)[0]
+        values = [part.out for part in inputs]
+        built: list[list[_Edge]] = []
+        for number, node in enumerate(nodes, len(inputs)):
+            inner = Place(f"node{number}", around, join(join(at, str(number - len(inputs))), "edges"), scope)
+            edges, env = self._edges(node, inner, env, values)
+            outs = {edge.part.out.shape for edge in edges}
+            certain = all(edge.part.out.channels.values == (leading(edge.part.out.shape[0]),) for edge in edges)
+            if len(outs) > 1 or not certain:
+                raise SpaceError(f"{inner.around}{inner.name}: edges of different shapes cannot be relaxed")
+            built.append(edges)
+            values.append(edges[0].part.out if edges else values[-1])
+        wanted = self._wanted(cell, len(inputs), built)
+        channels, *size = values[wanted[-1]].shape
+        channels *= len(wanted)
+        out = Wire((channels, *size), Table.certain(leading(channels)))
+        return _CellPart(inputs, built, wanted, out), env
+
+    @staticmethod
+    def _wanted(cell: Cell, inputs: int, nodes: Sequence[Sequence[_Edge]]) -> list[int]:
+        """The values that make the output."""
+        numbers = range(inputs, inputs + len(nodes))
+        if cell.output == "last":
+            return [numbers[-1]]
+        if cell.output == "all":
+            return list(numbers)
+        if any(edge.node is not None for edges in nodes for edge in edges):
+            raise SpaceError("a cell whose output depends on open edges cannot be relaxed; use output='all'")
+        read = {edge.source for edges in nodes for edge in edges}
+        return [i for i in numbers if i not in read]
+
+    def _edges(self, node: CellNode, place: Place, env: Env, values: Sequence[Wire]) -> tuple[list[_Edge], Env]:
+        """All edges that a node can have, each once."""
+        choice, options = node.edges, [node.edges]
+        variable: Variable | None = None
+        if isinstance(choice, OneOf):
+            variable, _, env = self._number(choice, place.path, place.scope, env)
+            label = self._fixed.get(decision_path(choice, place.path, place.scope), choice.labels[0])
+            options = list(choice.options) if variable else [choice.options[choice.labels.index(label)]]
+        found: dict[tuple[int, int, int], tuple[Any, list[int]]] = {}
+        for k, edges in enumerate(options):
+            count: Counter[int] = Counter()
+            for edge in edges:
+                key = edge.source, count[edge.source], id(edge.block)
+                count[edge.source] += 1
+                found.setdefault(key, (edge, []))[1].append(k)
+        made: list[_Edge] = []
+        for (source, again, _), (edge, there) in found.items():
+            if isinstance(source, OneOf):
+                raise SpaceError(f"{place.around}{place.name}: an open source of an edge cannot be relaxed")
+            if edge.block is None:
+                continue
+            name = f"{place.name}.from{source}" + (f"_{again}" if again else "")
+            inner = Place(name, place.around, join(place.path, "block"), place.scope, is_edge=True)
+            part, env = self.part(edge.block, inner, env, values[source])
+            idle = None
+            if isinstance(edge.block, OneOf) and isinstance(part, _Mixture):
+                nothing = tuple(i for i, option in enumerate(edge.block.options) if option is None)
+                idle = (part.variable, nothing) if nothing else None
+            with_it = None if variable is None or len(there) == len(options) else (variable, tuple(there))
+            made.append(_Edge(source, part, with_it, idle))
+        return made, env
+
     # -- blocks ------------------------------------------------------------------------------------------------
 
     def _leaf(self, block: Block, place: Place, env: Env, wire: Wire) -> tuple[_Part, Env]:
@@ -390,35 +594,50 @@ class _Builder:
                 else:
                     local[id(choice)] = Variable(at, choice.labels)
         decided = {**shared, **local}
-        unknown: list[Unknown] = [v for v in decided.values() if v.path not in self._fixed and v.size > 1]
-        unknown = list(dict.fromkeys([*unknown, *wire.channels.variables]))
-        total = 1
-        for v in unknown:
-            total *= v.size
+        mine = [v for v in decided.values() if v.path not in self._fixed and v.size > 1]
+        channels = wire.channels
+        if channels.variables and set(channels.variables).isdisjoint(mine):
+            channels = channels.alone  # where they come from makes no difference
+        unknown: list[Unknown] = list(dict.fromkeys([*mine, *channels.variables]))
+        total = prod(v.size for v in unknown)
         if total > SETTINGS:
-            widest = max((v for v in unknown if isinstance(v, Variable)), key=lambda v: v.size)
+            widest = max(mine, key=lambda v: v.size)
             raise Unmixable(f"block {block.label!r} has {total} settings, at most {SETTINGS} can be mixed", [widest])
-        settle = _Settler(self._supernet, block, place, shared, decided, self._fixed)
-        settings = [settle(taken, wire) for taken in combinations(unknown)]
-        if not any(settings):
+        settle = _Settler(self._supernet, block, place, shared, decided, self._fixed, self._wired)
+        which = [settle(taken, channels.at(taken), wire.shape[1:]) for taken in combinations(unknown)]
+        if not any(settle.found):
             raise SpaceError(f"block {place.inside(block.label)[:-1]!r} can be built in none of its settings")
-        union = Union(self._supernet, unknown, settings, wire.shape[0])
+        union = Union(self._supernet, unknown, settle.found, np.array(which, dtype=np.int64), wire.shape[0])
         return _Leaf(union), {**env, **local}
 
 
+@dataclass(frozen=True)
+class _Wired:
+    """A block's graph, and names and keys of its nodes from the block on."""
+
+    block: Block  # kept, so that its id is not given out again
+    graph: Graph
+    mark: str
+    names: tuple[str, ...]
+    keys: tuple[str, ...]
+    flops: int
+
+
 class _Settler:
-    """Makes the settings of a block."""
+    """Makes the settings of a block; called with options, returns which of `found` it is."""
 
     def __init__(
-        self, supernet: Supernet, block: Block, place: Place, shared: Env, decided: Env, fixed: Mapping[str, Label]
-    ) -> None:
-        self._supernet, self._place, self._shared, self._fixed = supernet, place, shared, fixed
+        self, supernet: Supernet, block: Block, place: Place, shared: Env, decided: Env, fixed: Mapping[str, Label],
+        wired: dict[Any, _Wired | None],
+    ) -> None:  # fmt: skip
+        self.found: list[Setting | None] = []
+        self._supernet, self._place, self._shared, self._fixed, self._wired = supernet, place, shared, fixed, wired
         self._paths = {v.path: v for v in decided.values()}
         self._block = Walker(block, place.path, place.scope)
         self._fields = [(name, Walker(value, at, scope)) for name, at, scope, value in place.fields]
-        self._known: dict[Any, Setting | None] = {}
+        self._known: dict[tuple[int, Channels], int] = {}
 
-    def __call__(self, taken: Mapping[Unknown, int], wire: Wire) -> Setting | None:
+    def __call__(self, taken: Mapping[Unknown, int], channels: Channels, size: Shape) -> int:
         def index(variable: Variable) -> int:
             if variable in taken:
                 return taken[variable]
@@ -432,20 +651,31 @@ class _Settler:
         changes = {name: walker.resolve(decide, outer)[0] for name, walker in self._fields}
         if changes:
             block = block.with_children(changes)
-        channels = wire.channels.at(dict(taken))
         key = id(block), channels
         if key not in self._known:
-            self._known[key] = self._made(block, (sum(n for _, n in channels), *wire.shape[1:]), channels)
+            self._known[key] = len(self.found)
+            self.found.append(self._made(block, (sum(n for _, n in channels), *size), channels))
         return self._known[key]
 
     def _made(self, block: Block, shape: Shape, channels: Channels) -> Setting | None:
-        recorder = Recorder(shape, self._supernet.marks, self._place.around)
+        key = id(block), shape
+        if key not in self._wired:
+            self._wired[key] = self._wire(block, shape)
+        wired = self._wired[key]
+        if wired is None:
+            return None
+        prefix = self._place.inside(wired.mark)
+        keys = tuple([prefix + name for name in wired.keys])
+        names = tuple([prefix + name for name in wired.names])
+        found = locate(wired.graph, keys, self._supernet.extents, fixed=True, start=channels)
+        return Setting(wired.graph, names, keys, tuple(found), wired.flops)
+
+    def _wire(self, block: Block, shape: Shape) -> _Wired | None:
+        recorder = Recorder(shape, self._supernet.marks)
         try:
-            graph = recorder.graph(recorder.part(self._place.name, block))
+            graph = recorder.graph(recorder.part("", block))
         except GraphError:
             return None
         names = tuple(recorder.keys[node.name] for node in graph.nodes)
         keys = tuple(recorder.keys[node.weights or node.name] for node in graph.nodes)
-        found = locate(graph, keys, self._supernet.extents, fixed=True, start=channels)
-        return Setting(graph, names, keys, tuple(found), analyse(graph).flops)
-
+        return _Wired(block, graph, recorder.mark(block), names, keys, analyse(graph).flops)

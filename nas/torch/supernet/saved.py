@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nas.errors import ExportError, RunError
+from nas.errors import ExportError, GraphError, RunError
 from nas.export.weights import fits, read_all, save
 from nas.torch.supernet.store import Supernet
 
 if TYPE_CHECKING:
+    from nas.architecture import Architecture
     from nas.space import Space
 
 FILE = "supernet.safetensors"
 PLACE = Path("prepare") / "evaluator" / FILE
 """Where a run folder has it."""
+
+LOOKS = 100
+"""Random networks that are tried until one lies in a supernet's space."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,62 @@ class Saved:
             raise RunError(f"{error}; the file is damaged: delete it, and train anew") from None
         supernet.load_state_dict(tensors, assign=True)
         return supernet.requires_grad_(False)
+
+
+@dataclass(eq=False)
+class Lender:
+    """The supernet of a run, and the space that it was trained for.
+
+    Args:
+        run: the run folder.
+    """
+
+    run: str
+    space: Space
+    saved: Saved
+    _supernet: Supernet | None = field(default=None, init=False)
+
+    @classmethod
+    def of(cls, run: str) -> Lender:
+        """Read a run folder. Raises RunError if it has no supernet, or one of another space than it says."""
+        from nas.session import load
+
+        file = find(run)
+        if file == Path(run):
+            raise RunError(f"{run} is a file; expected the run folder that it is from, which says what its space is")
+        return cls(run, load(run).space, Saved.read(file))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_supernet": None}  # each process makes its own; the arrays are shared
+
+    @property
+    def about(self) -> str:
+        """The space."""
+        return _named(self.space)
+
+    def path(self, architecture: Architecture) -> Any:
+        """A network with the borrowed weights. Raises GraphError if it does not lie in the space."""
+        if self._supernet is None:
+            self._supernet = self.saved.supernet(self.space, self.run)
+        return self._supernet.path(architecture)
+
+    def lend(self, architecture: Architecture, module: torch.nn.Module) -> None:
+        """Fill the module of an architecture. Raises GraphError if it does not lie in the space."""
+        try:
+            module.load_state_dict(self.path(architecture).weights())
+        except GraphError as error:
+            raise GraphError(f"it cannot start from the supernet of {self.run} ({self.about}): {error}") from None
+
+    def fits(self, space: Space) -> bool:
+        """Whether any of some random networks of a space lies in this one."""
+        rng = np.random.default_rng(0)
+        for _ in range(LOOKS):
+            try:
+                self.path(space.architecture(space.sample(rng)))
+            except GraphError:
+                continue
+            return True
+        return False
 
 
 def find(source: str | Path) -> Path:

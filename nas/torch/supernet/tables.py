@@ -66,10 +66,14 @@ class Table(Generic[V]):
         self.variables, self.entries, self.values = tuple(variables), entries, tuple(values)
 
     @classmethod
-    def of(cls, variables: Sequence[Unknown], found: Sequence[V]) -> Table[V]:
-        """From the values of all combinations, the last variable changing fastest."""
+    def of(cls, variables: Sequence[Unknown], found: Sequence[V], which: np.ndarray | None = None) -> Table[V]:
+        """From the values of all combinations, the last variable changing fastest.
+
+        `which`: position in `found` of each combination; by default all are there.
+        """
         places: dict[V, int] = {}
         entries = np.array([places.setdefault(value, len(places)) for value in found], dtype=np.int64)
+        entries = entries if which is None else entries[which]
         return cls(variables, entries.reshape([v.size for v in variables]), tuple(places))
 
     @classmethod
@@ -80,11 +84,14 @@ class Table(Generic[V]):
         """The value where the variables take these options."""
         return self.values[int(self.entries[tuple([taken[v] for v in self.variables])])]
 
-    def limited(self) -> Table[V]:
-        """The table itself, or one that stands for it with a variable of its own."""
-        if self.entries.size <= LARGEST:
-            return self
+    @cached_property
+    def alone(self) -> Table[V]:
+        """One that stands for it, with a variable of its own: its values, as probable as they are."""
         return Table([Derived(self)], np.arange(len(self.values)), self.values)
+
+    def limited(self, most: int = LARGEST) -> Table[V]:
+        """The table itself, or one that stands for it if it is too large."""
+        return self if self.entries.size <= most else self.alone
 
     @cached_property
     def members(self) -> Tensor:
@@ -127,6 +134,10 @@ class Beliefs:
     def __init__(self, probabilities: Mapping[str, Tensor], labels: Mapping[str, tuple[Label, ...]]) -> None:
         self._probabilities, self._labels = probabilities, labels
         self._known: dict[Any, Tensor] = {}
+
+    def knows(self, variable: Variable) -> bool:
+        """Whether anything is said of a decision."""
+        return variable.path in self._probabilities
 
     def of(self, unknown: Unknown) -> Tensor:
         """Probability of each option."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (as everywhere)
@@ -76,6 +76,9 @@ class Node:
     modules: dict[int, nn.Module] = field(default_factory=dict)
 
 
+Shares: TypeAlias = list[tuple[Any, Tensor | None]]
+"""Values of a table and how probable each is where the node is there; None: certain."""
+
 Value: TypeAlias = tuple[Tensor, bool]
 """A tensor, and whether its channels are weighed by how probable they are."""
 
@@ -86,16 +89,18 @@ class Union:
     Args:
         supernet: holds the weights.
         variables: the open decisions.
-        settings: of each combination, the last variable changing fastest; None where it cannot be built.
+        settings: that there are; None stands for those that cannot be built.
+        which: position among them for each combination of options, the last variable changing fastest.
         extent: channels of the input in the supernet.
 
     Raises Unmixable for settings that differ in more than numbers, options and wiring.
     """
 
     def __init__(
-        self, supernet: Supernet, variables: Sequence[Unknown], settings: Sequence[Setting | None], extent: int
-    ) -> None:
-        self._supernet, self._variables, self._settings = supernet, list(variables), settings
+        self, supernet: Supernet, variables: Sequence[Unknown], settings: Sequence[Setting | None], which: np.ndarray,
+        extent: int,
+    ) -> None:  # fmt: skip
+        self._supernet, self._variables, self._settings, self._which = supernet, list(variables), settings, which
         self.flops: Table[int] = self._table([0 if s is None else s.flops for s in settings])
         self._places: list[dict[str, int]] = [
             {} if s is None else {name: i for i, name in enumerate(s.names)} for s in settings
@@ -115,7 +120,7 @@ class Union:
     # -- laying over each other --------------------------------------------------------------------------------
 
     def _table(self, found: Sequence[Any]) -> Table[Any]:
-        return Table.of(self._variables, found)
+        return Table.of(self._variables, found, self._which)
 
     def _of(self, what: Callable[[Setting], Any]) -> Table[Any]:
         return self._table([None if s is None else what(s) for s in self._settings])
@@ -193,8 +198,8 @@ class Union:
         return max(end(c) for c in node.channels.values if c is not None)
 
     def _part(self, node: Node, k: int) -> int:
-        known = self._supernet.extents.parts.get((node.key, k), 0)
-        return max(known, *[self.nodes[i].shape[0] for i in node.sources[k].values if i is not None])
+        known = self._supernet.extents.parts.get((node.key, k))
+        return known or max(self.nodes[i].shape[0] for i in node.sources[k].values if i is not None)
 
     # -- running -----------------------------------------------------------------------------------------------
 
@@ -221,10 +226,9 @@ class _Run:
             for i in [i for i in self.values if last.get(i, -1) <= at and i not in kept and i != at]:
                 del self.values[i]
         result, _ = self._weighed(self._read(self.union.output))
-        return _padded(result, self.union.shape[0])
+        return padded(result, self.union.shape[0])
 
-    def _shares(self, table: Table[Any]) -> list[tuple[Any, Tensor | None]]:
-        """Values of a table and how probable each is where the node is there; None: certain."""
+    def _shares(self, table: Table[Any]) -> Shares:
         there = [(i, value) for i, value in enumerate(table.values) if value is not None]
         if len(there) == 1:
             return [(there[0][1], None)]
@@ -242,7 +246,8 @@ class _Run:
         total: Tensor | None = None
         for i, share in shares:
             x, _ = self._weighed((*self.values[i], i))
-            part = _padded(x, extent) * share.to(x.dtype)
+            assert share is not None
+            part = padded(x, extent) * share.to(x.dtype)
             total = part if total is None else total + part
         assert total is not None
         return total, True, -1
@@ -277,12 +282,12 @@ class _Run:
         if len(read) > 1 and not isinstance(op, ops.Mul):
             xs = [self._weighed(value)[0] for value in read]
             if isinstance(op, ops.Concat):
-                return torch.cat([_padded(x, self.union._part(node, k)) for k, x in enumerate(xs)], 1), True
-            xs = [_padded(x, node.shape[0]) for x in xs]
+                return torch.cat([padded(x, self.union._part(node, k)) for k, x in enumerate(xs)], 1), True
+            xs = [padded(x, node.shape[0]) for x in xs]
             return self._mixed(shares, xs, node), True
         xs = [x for x, _, _ in read]
         if not isinstance(op, (*_LOOKS_AT_ALL, ops.Flatten)):
-            xs = [_padded(x, node.shape[0]) for x in xs]
+            xs = [padded(x, node.shape[0]) for x in xs]
         weighed = any(done for _, done, _ in read)
         if isinstance(op, ops.Norm):
             weighed = False
@@ -290,7 +295,7 @@ class _Run:
             weighed &= not any(isinstance(o, ops.Activation) and o.kind in _NOT_ZERO_AT_ZERO for o, _ in shares)
         return self._mixed(shares, xs, node), weighed
 
-    def _mixed(self, shares: Sequence[tuple[Any, Tensor | None]], xs: Sequence[Tensor], node: Node) -> Tensor:
+    def _mixed(self, shares: Shares, xs: Sequence[Tensor], node: Node) -> Tensor:
         """The outputs of all that an operation can be."""
         total: Tensor | None = None
         for op, share in shares:
@@ -314,7 +319,8 @@ class _Run:
         if isinstance(op, ops.PReLU):
             return F.prelu(x, self._tensor(node, "weight")[: x.shape[1]])
         if isinstance(op, ops.Module):
-            return self.supernet.module_of(node.key)(*xs)
+            wrapped: Tensor = self.supernet.module_of(node.key)(*xs)
+            return wrapped
         if isinstance(op, ops.Dropout | ops.DropPath) and not self.training:
             return x
         module = node.modules.get(id(op))
@@ -326,20 +332,18 @@ class _Run:
     def _tensor(self, node: Node, name: str) -> Tensor:
         return self.supernet.tensor(node.key, name)
 
-    def _convolved(
-        self, node: Node, shares: Sequence[tuple[Any, Tensor | None]], read: tuple[Tensor, bool, int]
-    ) -> Value:
+    def _convolved(self, node: Node, shares: Shares, read: tuple[Tensor, bool, int]) -> Value:
         x, weighed, source = read
         op = shares[0][0]
         weight = self._tensor(node, "weight")
         bias = self._tensor(node, "bias")[: node.shape[0]] if op.bias else None
         by_channel = _by_channel(op)
         if by_channel:
-            x, weight = _padded(x, node.shape[0]), weight[: node.shape[0]]
+            x, weight = padded(x, node.shape[0]), weight[: node.shape[0]]
         elif isinstance(op, ops.Conv) and op.groups > 1:
             x, weighed = self._weighed(read)
         else:
-            x, weight = _padded(x, weight.shape[1]), weight[: node.shape[0]]
+            x, weight = padded(x, weight.shape[1]), weight[: node.shape[0]]
             gate = None if weighed else self._gate(source, x)
             if gate is not None:  # as good as weighing the input, and cheaper
                 weight = weight * gate.view(1, -1, *[1] * (weight.dim() - 2))
@@ -369,7 +373,7 @@ def _by_channel(op: Op) -> bool:
     return isinstance(op, ops.Conv) and op.groups == -1
 
 
-def _mixed_kernel(weight: Tensor, shares: Sequence[tuple[Any, Tensor | None]]) -> tuple[Tensor, ops.Pair]:
+def _mixed_kernel(weight: Tensor, shares: Shares) -> tuple[Tensor, ops.Pair]:
     """The mixture of a convolution's kernels, and its padding: smaller ones are the middle of the largest."""
     height, width = (max(op.kernel[axis] for op, _ in shares) for axis in (0, 1))
     weight = centre(weight, (height, width))
@@ -384,7 +388,7 @@ def _mixed_kernel(weight: Tensor, shares: Sequence[tuple[Any, Tensor | None]]) -
     return weight * mask.to(weight.dtype), padding
 
 
-def _padded(x: Tensor, extent: int) -> Tensor:
+def padded(x: Tensor, extent: int) -> Tensor:
     """A tensor with zero channels behind its own, or without those that nobody has."""
     if x.shape[1] == extent:
         return x
