@@ -25,6 +25,7 @@ from nas.errors import GraphError, SpaceError
 from nas.graph import Graph
 from nas.ops import Shape
 from nas.torch.supernet.channels import Channels, leading, locate
+from nas.torch.supernet.mixing import weighted_sum
 from nas.torch.supernet.names import Recorder
 from nas.torch.supernet.store import Supernet
 from nas.torch.supernet.tables import (
@@ -384,12 +385,7 @@ def _either(variable: Variable, wires: Mapping[int, Wire]) -> Wire:
 
 
 def _sum(parts: Sequence[tuple[Tensor, Tensor]], wire: Wire) -> Tensor:
-    total: Tensor | None = None
-    for x, weight in parts:
-        part = padded(x, wire.shape[0]) * weight
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+    return weighted_sum([weight for _, weight in parts], [padded(x, wire.shape[0]) for x, _ in parts])
 
 
 class _Builder:

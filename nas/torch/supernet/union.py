@@ -22,6 +22,7 @@ from nas.graph import Graph
 from nas.ops import Op, Shape
 from nas.torch.build import RULES
 from nas.torch.supernet.channels import Channels, end
+from nas.torch.supernet.mixing import mixed_activation, weighted_sum
 from nas.torch.supernet.path import centre
 from nas.torch.supernet.store import Supernet
 from nas.torch.supernet.tables import Beliefs, Table, Unknown
@@ -243,14 +244,8 @@ class _Run:
             i = shares[0][0]
             return *self.values[i], i
         extent = max(self.values[i][0].shape[1] for i, _ in shares)
-        total: Tensor | None = None
-        for i, share in shares:
-            x, _ = self._weighed((*self.values[i], i))
-            assert share is not None
-            part = padded(x, extent) * share.to(x.dtype)
-            total = part if total is None else total + part
-        assert total is not None
-        return total, True, -1
+        xs = [padded(self._weighed((*self.values[i], i))[0], extent) for i, _ in shares]
+        return weighted_sum([share for _, share in shares if share is not None], xs), True, -1
 
     def _gate(self, i: int, like: Tensor) -> Tensor | None:
         """How probable each channel of a node's is; None where all are certain."""
@@ -297,13 +292,18 @@ class _Run:
 
     def _mixed(self, shares: Shares, xs: Sequence[Tensor], node: Node) -> Tensor:
         """The outputs of all that an operation can be."""
-        total: Tensor | None = None
-        for op, share in shares:
-            y = self._apply(op, xs, node)
-            part = y if share is None else y * share.to(y.dtype)
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+        if len(shares) == 1:
+            return self._apply(shares[0][0], xs, node)
+        weights = [share for _, share in shares if share is not None]
+        kinds = [op.kind for op, _ in shares if isinstance(op, ops.Activation)]
+        if len(kinds) == len(shares):
+            return mixed_activation(xs[0], kinds, weights)
+        if len(kinds) > 1:
+            plain = [w for (op, _), w in zip(shares, weights, strict=True) if isinstance(op, ops.Activation)]
+            rest = [(op, w) for (op, _), w in zip(shares, weights, strict=True) if not isinstance(op, ops.Activation)]
+            ys = [mixed_activation(xs[0], kinds, plain), *(self._apply(op, xs, node) for op, _ in rest)]
+            return weighted_sum([torch.ones_like(plain[0]), *(w for _, w in rest)], ys)
+        return weighted_sum(weights, [self._apply(op, xs, node) for op, _ in shares])
 
     def _apply(self, op: Op, xs: Sequence[Tensor], node: Node) -> Tensor:
         x = xs[0]
@@ -317,7 +317,8 @@ class _Run:
                 return F.instance_norm(x, None, None, weight, bias, eps=op.eps)
             return F.group_norm(x, op.groups, weight, bias, op.eps)
         if isinstance(op, ops.PReLU):
-            return F.prelu(x, self._tensor(node, "weight")[: x.shape[1]])
+            above = F.relu(x)  # the gradient of torch's own takes several times as long
+            return above + self._tensor(node, "weight")[: x.shape[1]].view(1, -1, *[1] * (x.dim() - 2)) * (x - above)
         if isinstance(op, ops.Module):
             wrapped: Tensor = self.supernet.module_of(node.key)(*xs)
             return wrapped
