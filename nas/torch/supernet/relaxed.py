@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  (as everywhere)
 
 from nas.analysis import analyse
 from nas.blocks.base import Block, Chain
@@ -85,17 +86,20 @@ class Relaxed:
     Args:
         supernet: holds the weights.
         affine: whether norms have their scale and shift (the networks of DARTS have none while they are searched).
+        partial: edges of cells work on one in so many channels, and pass the others on (PC-DARTS, Xu et al. 2020).
 
     Attributes:
         labels: decisions that are mixed, path to labels.
         sampled: decisions that cannot be, such as resolution and strides: they are given for each step.
+        wirings: decisions which edges a node of a cell has: path to the edges' own decisions, by option.
 
     Raises SpaceError for a space that cannot be relaxed.
     """
 
-    def __init__(self, supernet: Supernet, *, affine: bool = True) -> None:
-        self.supernet, self.affine = supernet, affine
+    def __init__(self, supernet: Supernet, *, affine: bool = True, partial: int = 1) -> None:
+        self.supernet, self.affine, self.partial = supernet, affine, partial
         self.training = True
+        self.wirings: dict[str, tuple[tuple[str, ...], ...]] = {}
         space = supernet.space
         self.sampled: dict[str, tuple[Label, ...]] = {}
         self._at: dict[tuple[int, ...], _Part] = {}
@@ -112,17 +116,24 @@ class Relaxed:
                     raise SpaceError(f"space {space.name!r} cannot be relaxed: {error}") from None
                 self.sampled |= {path: space.paths[path] for path in more}
                 self._at.clear()
-        self.labels = {path: labels for path, labels in space.paths.items() if path not in self.sampled}
+        self.labels = {
+            path: labels for path, labels in space.paths.items() if path not in self.sampled and len(labels) > 1
+        }
 
-    def __call__(self, x: Tensor, probabilities: Mapping[str, Tensor], sampled: Genotype | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, probabilities: Mapping[str, Tensor], sampled: Genotype | None = None, *, single: bool = False
+    ) -> Tensor:
         """Class scores (N, classes).
 
         Args:
             x: images (N, C, H, W) at the sampled resolution.
             probabilities: (labels,) for each of `labels`. A cell's choice of edges may be left out: all are there then.
+                (Instead, `weights_of(path)` may be given: a weight for each edge in the order of `wirings`.)
             sampled: the other decisions; the first label of each by default.
+            single: run only what is most probable, for probabilities that are (nearly) all 0 or 1.
         """
         part, beliefs = self._prepared(probabilities, sampled)
+        beliefs.single = single
         return part.run(_Step(self, beliefs), x)
 
     def flops(self, probabilities: Mapping[str, Tensor], sampled: Genotype | None = None) -> Tensor:
@@ -160,10 +171,15 @@ class Relaxed:
         key = tuple(labels.index(fixed[path]) for path, labels in self.sampled.items())
         if key not in self._at:
             shape = self._input(fixed)
-            builder = _Builder(self.supernet, fixed)
+            builder = _Builder(self.supernet, fixed, self.partial, self.wirings)
             wire = Wire(shape, Table.certain(leading(shape[0])))
             self._at[key] = builder.part(self.supernet.space.template, Place(), {}, wire)[0]
         return self._at[key]
+
+
+def weights_of(path: str) -> str:
+    """What the weights of a cell node's edges are called among probabilities, by the path of the choice of edges."""
+    return f"{path}|edges"
 
 
 @dataclass(frozen=True)
@@ -216,6 +232,26 @@ class _Leaf(_Part):
         return p @ torch.tensor(table.values, dtype=torch.float64, device=p.device)
 
 
+class _Compact(_Part):
+    """Only the channels in use, which lie apart where a concatenation has room for more."""
+
+    def __init__(self, part: _Part) -> None:
+        self._part = part
+        channels, *others = part.out.channels.values
+        if others:
+            raise SpaceError("edges with open widths cannot be partial; use partial=1")
+        self._channels, n = channels, sum(n for _, n in channels)
+        self.out = Wire((n, *part.out.shape[1:]), Table.certain(leading(n)))
+
+    def run(self, step: _Step, x: Tensor) -> Tensor:
+        y = self._part.run(step, x)
+        parts = [y.narrow(1, first, n) for first, n in self._channels]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def flops(self, beliefs: Beliefs) -> Tensor:
+        return self._part.flops(beliefs)
+
+
 class _Sequence(_Part):
     def __init__(self, parts: Sequence[_Part], wire: Wire) -> None:
         self._parts = parts
@@ -239,7 +275,10 @@ class _Mixture(_Part):
 
     def run(self, step: _Step, x: Tensor) -> Tensor:
         p = step.beliefs.of(self.variable).to(x.dtype).unbind()
-        return _sum([(part.run(step, x), p[i]) for i, part in self._parts.items()], self.out)
+        parts = [(i, self._parts[i]) for i in step.beliefs.likely(self.variable) if i in self._parts]
+        if not parts:
+            return x.new_zeros(x.shape[0], *self.out.shape)
+        return _sum([(part.run(step, x), p[i]) for i, part in parts], self.out)
 
     def flops(self, beliefs: Beliefs) -> Tensor:
         p = beliefs.of(self.variable)
@@ -256,10 +295,11 @@ class _Repeated(_Part):
 
     def run(self, step: _Step, x: Tensor) -> Tensor:
         p = step.beliefs.of(self._times).to(x.dtype).unbind()
+        likely = step.beliefs.likely(self._times)
         after = [x]
-        for part in self._parts:
+        for part in self._parts[: max(self._counts[k] for k in likely)]:
             after.append(part.run(step, after[-1]))
-        return _sum([(after[n], p[k]) for k, n in enumerate(self._counts)], self.out)
+        return _sum([(after[self._counts[k]], p[k]) for k in likely], self.out)
 
     def flops(self, beliefs: Beliefs) -> Tensor:
         p = beliefs.of(self._times)
@@ -281,10 +321,29 @@ class _Edge:
     part: _Part
     node: tuple[Variable, tuple[int, ...]] | None
     idle: tuple[Variable, tuple[int, ...]] | None
+    partial: int = 1
+    number: int = 0
+
+    def run(self, step: _Step, x: Tensor) -> Tensor:
+        """What the edge adds to its node."""
+        if self.partial > 1:
+            some, others = x[:, : x.shape[1] // self.partial], x[:, x.shape[1] // self.partial :]
+            y = self.part.run(step, some)
+            if y.shape[2:] != others.shape[2:]:
+                others = F.max_pool2d(others, 2, 2, ceil_mode=True)
+            y = F.channel_shuffle(torch.cat([y, others], 1), self.partial)
+        else:
+            y = self.part.run(step, x)
+        return y * self.there(step.beliefs).to(x.dtype)
 
     def there(self, beliefs: Beliefs) -> Tensor:
         """How probable it is that the node has this edge; 1 where nothing is said of the node's choice."""
-        if self.node is None or not beliefs.knows(self.node[0]):
+        if self.node is None:
+            return torch.ones((), dtype=torch.float64)
+        weights = beliefs.given(weights_of(self.node[0].path))
+        if weights is not None:
+            return weights[self.number].double()
+        if not beliefs.knows(self.node[0]):
             return torch.ones((), dtype=torch.float64)
         return beliefs.of(self.node[0])[list(self.node[1])].sum()
 
@@ -316,7 +375,7 @@ class _CellPart(_Part):
                 x = values[edge.source]
                 # What reads nothing is nothing, though a norm would make its shift of it.
                 if x is not None and float(alive[edge.source].detach()) > 0:
-                    y = edge.part.run(step, x) * edge.there(step.beliefs).to(x.dtype)
+                    y = edge.run(step, x)
                     total = y if total is None else total + y
             values.append(total)
             like = total if like is None else like
@@ -391,8 +450,14 @@ def _sum(parts: Sequence[tuple[Tensor, Tensor]], wire: Wire) -> Tensor:
 class _Builder:
     """Goes through a template as `nas.walk.everywhere` does."""
 
-    def __init__(self, supernet: Supernet, fixed: Mapping[str, Label]) -> None:
-        self._supernet, self._fixed = supernet, fixed
+    def __init__(
+        self,
+        supernet: Supernet,
+        fixed: Mapping[str, Label],
+        partial: int,
+        wirings: dict[str, tuple[tuple[str, ...], ...]],
+    ) -> None:
+        self._supernet, self._fixed, self._partial, self._wirings = supernet, fixed, partial, wirings
         self._wired: dict[Any, _Wired | None] = {}
 
     def part(self, value: Any, place: Place, env: Env, wire: Wire) -> tuple[_Part, Env]:
@@ -402,7 +467,9 @@ class _Builder:
         if isinstance(value, OneOf):
             return self._choice(value, place, env, wire)
         if place.is_edge:
-            place = replace(place, name=f"{place.name}.{called(value)}", is_edge=False)
+            inner = replace(place, name=f"{place.name}.{called(value)}", is_edge=False)
+            part, env = self.part(value, inner, env, wire)
+            return (part if self._partial == 1 else _Compact(part)), env
         if isinstance(value, Repeat):
             return self._repeat(value, place, env, wire)
         if isinstance(value, Cell) and (value.is_open or place.fields):
@@ -517,17 +584,22 @@ class _Builder:
         for number, node in enumerate(nodes, len(inputs)):
             inner = Place(f"node{number}", around, join(join(at, str(number - len(inputs))), "edges"), scope)
             edges, env = self._edges(node, inner, env, values)
-            outs = {edge.part.out.shape for edge in edges}
-            certain = all(edge.part.out.channels.values == (leading(edge.part.out.shape[0]),) for edge in edges)
-            if len(outs) > 1 or not certain:
-                raise SpaceError(f"{inner.around}{inner.name}: edges of different shapes cannot be relaxed")
             built.append(edges)
-            values.append(edges[0].part.out if edges else values[-1])
+            values.append(self._sum_of(edges, f"{inner.around}{inner.name}") if edges else values[-1])
         wanted = self._wanted(cell, len(inputs), built)
         channels, *size = values[wanted[-1]].shape
         channels *= len(wanted)
         out = Wire((channels, *size), Table.certain(leading(channels)))
         return _CellPart(inputs, built, wanted, out), env
+
+    def _sum_of(self, edges: Sequence[_Edge], name: str) -> Wire:
+        """What a node of a cell is."""
+        shapes = {edge.part.out.shape for edge in edges}
+        if len(shapes) > 1 or any(len(edge.part.out.channels.values) > 1 for edge in edges):
+            raise SpaceError(f"{name}: edges of different shapes cannot be relaxed")
+        channels, *size = shapes.pop()
+        channels *= self._partial
+        return Wire((channels, *size), Table.certain(leading(channels)))
 
     @staticmethod
     def _wanted(cell: Cell, inputs: int, nodes: Sequence[Sequence[_Edge]]) -> list[int]:
@@ -557,7 +629,7 @@ class _Builder:
                 key = edge.source, count[edge.source], id(edge.block)
                 count[edge.source] += 1
                 found.setdefault(key, (edge, []))[1].append(k)
-        made: list[_Edge] = []
+        made, paths = list[_Edge](), list[str]()
         for (source, again, _), (edge, there) in found.items():
             if isinstance(source, OneOf):
                 raise SpaceError(f"{place.around}{place.name}: an open source of an edge cannot be relaxed")
@@ -565,14 +637,28 @@ class _Builder:
                 continue
             name = f"{place.name}.from{source}" + (f"_{again}" if again else "")
             inner = Place(name, place.around, join(place.path, "block"), place.scope, is_edge=True)
-            part, env = self.part(edge.block, inner, env, values[source])
+            part, env = self.part(edge.block, inner, env, self._some(values[source]))
             idle = None
             if isinstance(edge.block, OneOf) and isinstance(part, _Mixture):
                 nothing = tuple(i for i, option in enumerate(edge.block.options) if option is None)
                 idle = (part.variable, nothing) if nothing else None
             with_it = None if variable is None or len(there) == len(options) else (variable, tuple(there))
-            made.append(_Edge(source, part, with_it, idle))
+            made.append(_Edge(source, part, with_it, idle, self._partial, len(made)))
+            paths.append(part.variable.path if isinstance(part, _Mixture) else "")
+        if variable is not None:
+            edges_of = [[p for p, e in zip(paths, made, strict=True) if e.node is None or k in e.node[1]]
+                        for k in range(len(options))]  # fmt: skip
+            self._wirings[variable.path] = tuple(map(tuple, edges_of))
         return made, env
+
+    def _some(self, wire: Wire) -> Wire:
+        """The channels that an edge works on."""
+        channels, *size = wire.shape
+        if self._partial == 1:
+            return wire
+        if channels % self._partial or wire.channels.values != (leading(channels),):
+            raise SpaceError(f"partial={self._partial}: {channels} channels cannot be divided so; choose a divisor")
+        return Wire((channels // self._partial, *size), Table.certain(leading(channels // self._partial)))
 
     # -- blocks ------------------------------------------------------------------------------------------------
 

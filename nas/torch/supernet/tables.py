@@ -134,6 +134,16 @@ class Beliefs:
     def __init__(self, probabilities: Mapping[str, Tensor], labels: Mapping[str, tuple[Label, ...]]) -> None:
         self._probabilities, self._labels = probabilities, labels
         self._known: dict[Any, Tensor] = {}
+        self.single = False
+        """Whether only the most probable option of each variable counts."""
+
+    def given(self, name: str) -> Tensor | None:
+        """What was given under a name."""
+        return self._probabilities.get(name)
+
+    def likely(self, unknown: Unknown) -> list[int]:
+        """The options that count."""
+        return [int(self.of(unknown).detach().argmax())] if self.single else list(range(unknown.size))
 
     def knows(self, variable: Variable) -> bool:
         """Whether anything is said of a decision."""

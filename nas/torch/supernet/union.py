@@ -234,6 +234,9 @@ class _Run:
         if len(there) == 1:
             return [(there[0][1], None)]
         p = self.beliefs.over(table)
+        if self.beliefs.single:
+            best, value = max(there, key=lambda at: float(p[at[0]].detach()))
+            return [(value, p[best] / p[best].detach().clamp_min(1e-30))]  # 1, with a gradient
         total = p[[i for i, _ in there]].sum().clamp_min(1e-30)
         return [(value, p[i] / total) for i, value in there]
 
@@ -292,7 +295,7 @@ class _Run:
 
     def _mixed(self, shares: Shares, xs: Sequence[Tensor], node: Node) -> Tensor:
         """The outputs of all that an operation can be."""
-        if len(shares) == 1:
+        if shares[0][1] is None:
             return self._apply(shares[0][0], xs, node)
         weights = [share for _, share in shares if share is not None]
         kinds = [op.kind for op, _ in shares if isinstance(op, ops.Activation)]
@@ -379,7 +382,7 @@ def _mixed_kernel(weight: Tensor, shares: Shares) -> tuple[Tensor, ops.Pair]:
     height, width = (max(op.kernel[axis] for op, _ in shares) for axis in (0, 1))
     weight = centre(weight, (height, width))
     padding: ops.Pair = max((op.padding for op, _ in shares), key=sum)
-    if len(shares) == 1:
+    if shares[0][1] is None:
         return weight, padding
     mask = torch.zeros(height, width, dtype=torch.float64, device=weight.device)
     for op, share in shares:
