@@ -32,8 +32,8 @@ CHUNK = 256
 RESOLUTIONS = 4
 """For how many sizes the images are kept on the device."""
 
-DEFAULTS: Mapping[str, Any] = {"epochs": 20, "batch": 64, "lr": 0.05, "weight_decay": 4e-5}
-"""Where they are not those of `nas.torch.recipe.Recipe`."""
+DEFAULTS: Mapping[str, Any] = {"epochs": 40, "batch": 64, "lr": 0.1, "weight_decay": 4e-5, "clip": None}
+"""Where they are not those of `nas.torch.recipe.Recipe`. `benchmarks/supernet.py` measures what they are worth."""
 
 
 def _signature() -> inspect.Signature:

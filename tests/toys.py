@@ -8,11 +8,12 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nas.architecture import Architecture
-from nas.errors import Diverged, EvaluationError, OutOfMemory, Stop
+from nas.errors import ConfigError, Diverged, EvaluationError, OutOfMemory, Stop
 from nas.evaluator import Evaluator, Report, Task
 from nas.ops import Shape
 from nas.space import Space
@@ -128,3 +129,51 @@ class Looks(Toy):
         found = super().evaluate(arch, seed=seed, budget=budget, workdir=workdir, report=report)
         gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
         return {**found, "threads": self.threads, "gpu": int(gpu) if gpu.isdecimal() else -1, "pid": os.getpid()}
+
+
+CALLS: list[str] = []
+"""What was called on a `Long`, in order."""
+
+
+class Long(Toy):
+    """Prepares in three steps; `fail` says at which call to fail, and how."""
+
+    def __init__(self, *, fail: str = "", steps: int = 3) -> None:
+        super().__init__()
+        self.trouble, self.steps = fail, steps
+
+    def _at(self, call: str) -> None:
+        CALLS.append(call)
+        name, _, kind = self.trouble.partition(" ")
+        if name == call:
+            raise {
+                "wrong": ConfigError("a wrong option"),
+                "bug": ZeroDivisionError("a bug"),
+                "stop": KeyboardInterrupt(),
+            }[kind]
+
+    def use(self, space: Space) -> None:
+        self._at("use")
+
+    def recall(self, workdir: Path) -> Any:
+        self._at("recall")
+        file = workdir / "result.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def prepare(
+        self, task: Task, workdir: Path, *, seed: int, device: str, report: Callable[..., None]
+    ) -> dict[str, int]:
+        self._at("prepare")
+        for step in range(1, self.steps + 1):
+            report(step, {"loss": 1 / step}, self.steps)
+            self._at(f"step{step}")
+        return {"seed": seed}
+
+    def keep(self, prepared: Any, workdir: Path) -> None:
+        self._at("keep")
+        (workdir / "result.json").write_text(json.dumps(prepared))
+
+    def open(self, task: Task, *, device: str, threads: int) -> None:
+        assert self.prepared == {"seed": 5}  # type: ignore[attr-defined]
+        self._at("open")
+        super().open(task, device=device, threads=threads)

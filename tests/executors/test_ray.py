@@ -9,23 +9,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from nas.evaluators.supernet import Supernet
 from nas.evaluators.train import Train
 from nas.strategies.random import Random
 from toys import Accident, Looks, Toy
 
-from nas.errors import ConfigError, PluginError
-from nas.evaluator import Evaluator, Task
+from nas.architecture import Architecture
+from nas.errors import ConfigError, PluginError, RunError
+from nas.evaluator import Evaluator, Report, Task
 from nas.executors.base import OnReport
 from nas.executors.cluster import Cluster, cores, prune
 from nas.executors.ray import Pool
+from nas.export.weights import read
 from nas.plugins import make_space
+from nas.preparation import Preparation
 from nas.search import Plan, Search
 from nas.store import Run
 from nas.testing import ACCURACY, FLOPS, toy_metrics, toy_space
+from nas.torch.supernet.saved import FILE, PLACE
 from nas.trial import Trial
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -397,3 +404,63 @@ def test_modules_of_the_current_folder_hide_no_library(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "4 ok" in done.stdout
+
+
+class Watched(Supernet):
+    """Says what its workers see; its long job does not see the folder of the run."""
+
+    def prepare(self, task: Task, workdir: Path, **how: Any) -> Any:
+        with (workdir.parent / "jobs").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return super().prepare(task, workdir.parent / "elsewhere", **how)
+
+    def evaluate(self, arch: Architecture, **how: Any) -> Mapping[str, float]:
+        assert self.prepared is not None
+        writable = sum(array.flags.writeable for array in self.prepared.weights.values())
+        return {**super().evaluate(arch, **how), "writable": float(writable), "pid": float(os.getpid())}
+
+
+def test_workers_share_the_supernet_that_one_job_has_trained(tmp_path: Path) -> None:
+    task = Task.of("digits", limit=200)
+    space = make_space("mobile", task.input_shape, task.classes, {})
+    evaluator, here = (Watched(epochs=2, warmup=0, calibration=64) for _ in range(2))
+    evaluator.use(space)
+    here.use(space)
+    heard: list[tuple[str, float, float | None]] = []
+    search = Search(
+        Run.create(tmp_path / "run", {}), space, Random(space, (ACCURACY,)), evaluator, Plan((ACCURACY,), trials=6),
+        lambda report: Pool(Cluster(workers=WORKERS), evaluator, task, device="cpu", threads=1, on_report=report),
+    )  # fmt: skip
+    search.prepare(task, device="cpu", threads=1, on_progress=lambda p: heard.append((p.name, p.epoch, p.of)))
+    search.run()
+    assert heard == [("watched", 0.0, None), ("watched", 1.0, 2), ("watched", 2.0, 2)]
+    trials = [trial for trial in Run.open(tmp_path / "run").trials if trial.evaluated]
+    assert {trial.state for trial in trials} == {"ok"}
+    assert {trial.metrics["writable"] for trial in trials} == {0.0}
+    jobs = (tmp_path / "run/prepare/jobs").read_text().split()
+    assert len(jobs) == 1
+    assert int(jobs[0]) not in {os.getpid(), *(trial.metrics["pid"] for trial in trials)}
+
+    (tmp_path / "here").mkdir()
+    here.prepared = Preparation(here, task, tmp_path / "here" / "it", 0, "cpu", 1)(lambda *words: None)
+    here.keep(here.prepared, tmp_path / "here")
+    here.open(task, device="cpu", threads=1)
+    ours, theirs = read(tmp_path / "here" / FILE)[0], read(tmp_path / "run" / PLACE)[0]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours), "another process, the same weights"
+    for trial in trials:
+        arch, report = space.architecture(trial.genotype), Report(lambda *words: None)
+        metrics = here.evaluate(arch, seed=0, budget=None, workdir=tmp_path, report=report)
+        assert metrics["loss"] == trial.metrics["loss"]
+
+
+def test_a_long_job_whose_worker_dies(tmp_path: Path) -> None:
+    def die(hear: Any) -> None:
+        hear(1.0, {}, None)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    cluster, heard = Cluster(workers=1), list[tuple[Any, ...]]()
+    cluster.open()
+    with pytest.raises(RunError, match=r"the worker of the long job before the first trial was lost"):
+        cluster.run_once(die, {}, lambda *words: heard.append(words)).result()
+    assert len(heard) <= 1

@@ -22,7 +22,7 @@ from toys import Accident, Toy
 
 from nas.errors import ConfigError, NasError, PluginError, RunError, SpaceError, Stop
 from nas.evaluator import Evaluator, Report, Task
-from nas.executors.base import Job, OnReport, Outcome
+from nas.executors.base import Hear, Job, OnReport, Outcome
 from nas.executors.local import Local
 from nas.search import Plan, Search
 from nas.store import Run
@@ -235,6 +235,14 @@ def test_an_evaluator_that_cannot_travel() -> None:
 def test_one_long_job() -> None:
     executor = Tune(Cluster(workers=1, cpus=1), Toy(), TASK, device="cpu", threads=0, on_report=nothing)
     assert executor.run_once(os.getpid, {}).result() != os.getpid()
+    heard: list[tuple[float, object, float | None]] = []
+
+    def work(hear: Hear) -> int:
+        hear(1.0, {"loss": 0.5}, 2)
+        return os.getpid()
+
+    assert executor.run_once(work, {}, lambda *words: heard.append(words)).result() != os.getpid()
+    assert heard == [(1.0, {"loss": 0.5}, 2)]
 
     def wrong() -> None:
         raise ConfigError("a mistake")

@@ -1,4 +1,4 @@
-"""Weights shared between networks: which they are, that they compute what a network of its own would, their training."""
+"""Weights shared between networks: which they are, that they compute what a network's own would, their training."""
 
 from __future__ import annotations
 
