@@ -310,7 +310,9 @@ class Bilevel:
             gradients = self.unrolled(train, validation, probabilities, sampled)
         extra = self._price(preference, sampled) + self._decay(preference, epoch)
         extra = extra + self._credit(loss.detach() + extra.detach(), preference, sampled)
-        more = torch.autograd.grad(extra, self._parameters, allow_unused=True)
+        more: Sequence[Tensor | None] = [None] * len(self._parameters)
+        if extra.requires_grad:  # there may be no penalty, and nothing that is not mixed
+            more = torch.autograd.grad(extra, self._parameters, allow_unused=True)
         for parameter, one, other in zip(self._parameters, gradients, more, strict=True):
             parts = [g for g in (one, other) if g is not None]
             parameter.grad = sum(parts[1:], parts[0].clone()) if parts else None
