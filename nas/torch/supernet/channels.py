@@ -18,10 +18,11 @@ from nas.graph import Graph, Node
 Channels = tuple[tuple[int, int], ...]
 """Stretches of the supernet's channels, (first, how many), in the network's order."""
 
-_KEEPS = (
+KEEPS = (
     ops.Norm, ops.Activation, ops.PReLU, ops.Dropout, ops.DropPath, ops.Pool, ops.AdaptivePool, ops.Zero, ops.Add,
     ops.Mean, ops.Mul, ops.Shift,
 )  # fmt: skip
+"""Operations whose output channel i is made of the inputs' channel i; some look at the others, too."""
 
 
 @dataclass
@@ -64,7 +65,7 @@ def locate(
     """
     nodes, shapes = graph.nodes, graph.shapes
     keeps = [
-        isinstance(node.op, _KEEPS) or (bool(node.inputs) and is_depthwise(node.op, shapes[node.inputs[0]][0]))
+        isinstance(node.op, KEEPS) or (bool(node.inputs) and is_depthwise(node.op, shapes[node.inputs[0]][0]))
         for node in nodes
     ]
     groups = _groups(graph, keeps)

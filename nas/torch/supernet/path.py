@@ -127,17 +127,17 @@ class Path(nn.Module):
         op, rows = node.op, self._located.channels[i]
         if isinstance(op, ops.Norm | ops.PReLU):
             names = ("weight", "bias") if isinstance(op, ops.Norm) else ("weight",)
-            return {name: _taken(self._shared(i, name), rows, 0) for name in names}
+            return {name: taken(self._shared(i, name), rows, 0) for name in names}
         if not isinstance(op, ops.Conv | ops.Linear):
             return {}
-        weight = _taken(self._shared(i, "weight"), rows, 0)
+        weight = taken(self._shared(i, "weight"), rows, 0)
         if isinstance(op, ops.Conv) and op.groups > 1:
             weight = weight[:, : self._located.graph.shapes[node.inputs[0]][0] // op.groups]
         else:
-            weight = _taken(weight, self._located.channels[node.inputs[0]], 1)
+            weight = taken(weight, self._located.channels[node.inputs[0]], 1)
         if isinstance(op, ops.Conv):
             weight = centre(weight, op.kernel)
-        return {"weight": weight, "bias": _taken(self._shared(i, "bias"), rows, 0)} if op.bias else {"weight": weight}
+        return {"weight": weight, "bias": taken(self._shared(i, "bias"), rows, 0)} if op.bias else {"weight": weight}
 
     def _shared(self, i: int, name: str) -> Tensor:
         return self._supernet.tensor(self._located.keys[i], name)
@@ -219,7 +219,7 @@ def _forgetful(module: nn.Module) -> nn.Module:
     return copied
 
 
-def _taken(tensor: Tensor, channels: Channels, dim: int) -> Tensor:
+def taken(tensor: Tensor, channels: Channels, dim: int) -> Tensor:
     """The given channels along an axis; a view where they are one stretch."""
     parts = [tensor.narrow(dim, first, n) for first, n in channels]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

@@ -48,6 +48,14 @@ class Derived:
 Unknown = Variable | Derived
 
 
+def decisions(unknowns: Sequence[Unknown]) -> list[Variable]:
+    """The decisions on which all this depends."""
+    found: dict[Variable, None] = {}
+    for unknown in unknowns:
+        found |= dict.fromkeys([unknown] if isinstance(unknown, Variable) else decisions(unknown.table.variables))
+    return list(found)
+
+
 class Table(Generic[V]):
     """A value for every combination of options of some variables, without those that make no difference.
 
@@ -83,6 +91,21 @@ class Table(Generic[V]):
     def at(self, taken: Mapping[Unknown, int]) -> V:
         """The value where the variables take these options."""
         return self.values[int(self.entries[tuple([taken[v] for v in self.variables])])]
+
+    def given(self, variable: Variable, only: Sequence[int]) -> Table[V]:
+        """The table where a variable takes one of these options: what it says of the others makes no difference."""
+        if variable not in self.variables:
+            return self
+        taken = [i if i in only else only[0] for i in range(variable.size)]
+        return Table(self.variables, self.entries.take(taken, self.variables.index(variable)), self.values).used
+
+    @property
+    def used(self) -> Table[V]:
+        """Without values that no combination has."""
+        there, entries = np.unique(self.entries, return_inverse=True)
+        if len(there) == len(self.values):
+            return self
+        return Table(self.variables, entries.reshape(self.entries.shape), [self.values[i] for i in there])
 
     @cached_property
     def alone(self) -> Table[V]:
@@ -176,4 +199,7 @@ class Beliefs:
             return p
         # One of several choices of this name, with fewer options.
         p = p[[labels.index(label) for label in variable.labels]]
-        return p / p.sum().clamp_min(1e-30)
+        total = p.sum()
+        if float(total.detach()) == 0:  # another of them is meant: then it makes no difference what is taken here
+            return torch.eye(variable.size, dtype=p.dtype, device=p.device)[0]
+        return p / total

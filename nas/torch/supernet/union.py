@@ -21,9 +21,9 @@ from nas import ops
 from nas.graph import Graph
 from nas.ops import Op, Shape
 from nas.torch.build import RULES
-from nas.torch.supernet.channels import Channels, end
+from nas.torch.supernet.channels import KEEPS, Channels, end
 from nas.torch.supernet.mixing import mixed_activation, weighted_sum
-from nas.torch.supernet.path import centre
+from nas.torch.supernet.path import centre, taken
 from nas.torch.supernet.store import Supernet
 from nas.torch.supernet.tables import Beliefs, Table, Unknown
 
@@ -34,8 +34,8 @@ INPUT = 0
 """The block's input among its nodes."""
 
 _NOT_ZERO_AT_ZERO = ("sigmoid", "hard_sigmoid")
-_LOOKS_AT_ALL = (ops.Slice, ops.Shuffle, ops.PadChannels, ops.Module)
-"""Operations for which it matters how many channels there are, or which."""
+_LOOKS_AT_ALL = (ops.Slice, ops.Shuffle, ops.Module)
+"""Operations for which it matters how many channels there are, or in which order."""
 
 
 class Unmixable(Exception):
@@ -66,6 +66,8 @@ class Node:
         ops: what it is in each setting, `ABSENT` where it is not there.
         sources: for each input, which node it reads.
         channels: which of its channels there are.
+        reads: for each input, which channels it has.
+        moves: for each input whose channels are to be others, from which to which.
         shape: its output without the batch dimension; channels are those of all settings.
     """
 
@@ -73,6 +75,8 @@ class Node:
     ops: Table[Any]
     sources: list[Table[Any]]
     channels: Table[Any]
+    reads: list[Table[Any]]
+    moves: dict[int, tuple[Channels, Channels]]
     shape: Shape = ()
     modules: dict[int, nn.Module] = field(default_factory=dict)
 
@@ -161,19 +165,24 @@ class Union:
             None if name not in places else (s, places[name])
             for s, places in zip(self._settings, self._places, strict=True)
         ]
-        keys = {s.keys[i] for s, i in filter(None, found) if s is not None}
-        if len(keys) != 1:
-            raise Unmixable(f"{name} uses the weights of different nodes", self._variables)
 
         def table(what: Any) -> Table[Any]:
             return self._table([None if at is None else what(*at) for at in found])
 
+        key: str = self._only(table(lambda s, i: s.keys[i]), "weights")
         arity = self._only(table(lambda s, i: len(s.graph.nodes[i].inputs)), "numbers of inputs")
         sources = [table(lambda s, i, k=k: self._index[s.names[s.graph.nodes[i].inputs[k]]]) for k in range(arity)]
         operations = table(lambda s, i: _plain(s.graph.nodes[i].op, s.graph.shapes_into(s.graph.nodes[i])))
         channels = table(lambda s, i: s.channels[i])
         size = self._only(table(lambda s, i: s.graph.shapes[i][1:]), "sizes of the map")
-        return Node(keys.pop(), operations, sources, channels, size)
+        reads = [table(lambda s, i, k=k: s.channels[s.graph.nodes[i].inputs[k]]) for k in range(arity)]
+        moves: dict[int, tuple[Channels, Channels]] = {}
+        if all(op is None or isinstance(op, KEEPS) or _by_channel(op) for op in operations.values):
+            for k in range(arity):
+                pairs = table(lambda s, i, k=k: (s.channels[s.graph.nodes[i].inputs[k]], s.channels[i]))
+                if any(pair and pair[0] != pair[1] for pair in pairs.values):
+                    moves[k] = self._only(pairs, "orders of channels")
+        return Node(key, operations, sources, channels, reads, moves, size)
 
     def _check(self, node: Node) -> None:
         kinds = [op for op in node.ops.values if op is not None]
@@ -183,14 +192,18 @@ class Union:
             margins = {2 * op.padding[axis] - op.dilation[axis] * (op.kernel[axis] - 1) for op in convs}
             if len(margins) > 1 or len({op.kernel[axis] % 2 for op in convs}) > 1:
                 raise Unmixable("its convolutions are padded differently", node.ops.variables)
-        if convs and len({replace(op, kernel=(0, 0), padding=(0, 0)) for op in kinds}) > 1:
-            raise Unmixable("its convolutions differ in more than kernel and width", node.ops.variables)
+        if convs:
+            alike = len(convs) == len(kinds) and len({replace(op, kernel=(0, 0), padding=(0, 0)) for op in convs}) == 1
+        else:
+            # What computes other channels cannot be mixed, nor a product, which is weighed in another way.
+            alike = len(kinds) == 1 or all(isinstance(op, KEEPS) and not isinstance(op, ops.Mul) for op in kinds)
+            alike |= all(isinstance(op, ops.PadChannels) for op in kinds)
+        if not alike:
+            raise Unmixable(f"its {_named(kinds[0])} differs in more than kernel and width", node.ops.variables)
         if any(map(_looks_at_all, kinds)):
-            for i in [i for table in node.sources for i in table.values if i is not None]:
-                source = self.nodes[i]
-                if {c for c in source.channels.values if c is not None} != {((0, source.shape[0]),)}:
-                    reason = f"{type(kinds[0]).__name__} reads different numbers of channels"
-                    raise Unmixable(reason, source.channels.variables)
+            for table in (*node.reads, node.channels):
+                if len({c for c in table.values if c is not None}) > 1:
+                    raise Unmixable(f"its {_named(kinds[0])} works on different numbers of channels", table.variables)
 
     def _extent(self, node: Node) -> int:
         """Channels in the supernet."""
@@ -275,23 +288,42 @@ class _Run:
     def _compute(self, node: Node, read: list[tuple[Tensor, bool, int]]) -> Value:
         shares = self._shares(node.ops)
         op = shares[0][0]
+        if node.moves:
+            read = [(*self._moved(value, node, k), -1) for k, value in enumerate(read)]
         if isinstance(op, ops.Conv | ops.Linear):
             return self._convolved(node, shares, read[0])
+        if isinstance(op, ops.PadChannels):
+            return padded(self._weighed(read[0])[0], node.shape[0]), True
+        if any(_looks_at_all(o) for o, _ in shares):
+            return self._in_order(node, shares, read)
         if len(read) > 1 and not isinstance(op, ops.Mul):
             xs = [self._weighed(value)[0] for value in read]
             if isinstance(op, ops.Concat):
                 return torch.cat([padded(x, self.union._part(node, k)) for k, x in enumerate(xs)], 1), True
             xs = [padded(x, node.shape[0]) for x in xs]
             return self._mixed(shares, xs, node), True
-        xs = [x for x, _, _ in read]
-        if not isinstance(op, (*_LOOKS_AT_ALL, ops.Flatten)):
-            xs = [padded(x, node.shape[0]) for x in xs]
+        xs = [x if isinstance(op, ops.Flatten) else padded(x, node.shape[0]) for x, _, _ in read]
         weighed = any(done for _, done, _ in read)
-        if isinstance(op, ops.Norm):
+        if any(isinstance(o, ops.Norm) for o, _ in shares):
             weighed = False
         else:
             weighed &= not any(isinstance(o, ops.Activation) and o.kind in _NOT_ZERO_AT_ZERO for o, _ in shares)
         return self._mixed(shares, xs, node), weighed
+
+    def _moved(self, read: tuple[Tensor, bool, int], node: Node, k: int) -> Value:
+        """An input whose channels are those of the node."""
+        x, done = self._weighed(read)
+        if k in node.moves:
+            before, after = node.moves[k]
+            x = placed(taken(x, before, 1), after, node.shape[0])
+        return x, done
+
+    def _in_order(self, node: Node, shares: Shares, read: list[tuple[Tensor, bool, int]]) -> Value:
+        """What an operation makes of all channels, in the order that the network has them."""
+        xs = [taken(self._weighed(value)[0], _certain(node.reads[k]), 1) for k, value in enumerate(read)]
+        y = self._mixed(shares, xs, node)
+        weighed = isinstance(shares[0][0], ops.Slice | ops.Shuffle)
+        return placed(y, _certain(node.channels), node.shape[0]), weighed
 
     def _mixed(self, shares: Shares, xs: Sequence[Tensor], node: Node) -> Tensor:
         """The outputs of all that an operation can be."""
@@ -311,9 +343,11 @@ class _Run:
     def _apply(self, op: Op, xs: Sequence[Tensor], node: Node) -> Tensor:
         x = xs[0]
         if isinstance(op, ops.Norm):
-            weight, bias = (
-                (self._tensor(node, name)[: x.shape[1]] for name in ("weight", "bias")) if self.affine else (None, None)
-            )
+            weight, bias = None, None
+            if self.affine:
+                weight, bias = (self._tensor(node, name) for name in ("weight", "bias"))
+                rows: Channels = _certain(node.channels) if _looks_at_all(op) else ((0, x.shape[1]),)
+                weight, bias = taken(weight, rows, 0), taken(bias, rows, 0)
             if op.kind == "batch":
                 return F.batch_norm(x, None, None, weight, bias, training=True, eps=op.eps)
             if op.kind == "instance":
@@ -339,13 +373,13 @@ class _Run:
     def _convolved(self, node: Node, shares: Shares, read: tuple[Tensor, bool, int]) -> Value:
         x, weighed, source = read
         op = shares[0][0]
+        if isinstance(op, ops.Conv) and op.groups > 1:
+            return self._grouped(node, shares, read)
         weight = self._tensor(node, "weight")
         bias = self._tensor(node, "bias")[: node.shape[0]] if op.bias else None
         by_channel = _by_channel(op)
         if by_channel:
             x, weight = padded(x, node.shape[0]), weight[: node.shape[0]]
-        elif isinstance(op, ops.Conv) and op.groups > 1:
-            x, weighed = self._weighed(read)
         else:
             x, weight = padded(x, weight.shape[1]), weight[: node.shape[0]]
             gate = None if weighed else self._gate(source, x)
@@ -357,6 +391,16 @@ class _Run:
         groups = x.shape[1] if by_channel else op.groups
         y = F.conv2d(x, weight, bias, op.stride, padding, op.dilation, groups)
         return y, weighed and by_channel and bias is None
+
+    def _grouped(self, node: Node, shares: Shares, read: tuple[Tensor, bool, int]) -> Value:
+        """A convolution in groups, for which the order of channels matters."""
+        op, rows = shares[0][0], _certain(node.channels)
+        x = taken(self._weighed(read)[0], _certain(node.reads[0]), 1)
+        weight = taken(self._tensor(node, "weight"), rows, 0)[:, : x.shape[1] // op.groups]
+        bias = taken(self._tensor(node, "bias"), rows, 0) if op.bias else None
+        weight, padding = _mixed_kernel(weight, shares)
+        y = F.conv2d(x, weight, bias, op.stride, padding, op.dilation, op.groups)
+        return placed(y, rows, node.shape[0]), False
 
 
 def _plain(op: Op, into: Sequence[Shape]) -> Op:
@@ -371,6 +415,15 @@ def _plain(op: Op, into: Sequence[Shape]) -> Op:
 def _looks_at_all(op: Op) -> bool:
     grouped = isinstance(op, ops.Conv) and op.groups > 1
     return grouped or isinstance(op, _LOOKS_AT_ALL) or (isinstance(op, ops.Norm) and op.kind in ("layer", "group"))
+
+
+def _named(op: Op) -> str:
+    return type(op).__name__.lower()
+
+
+def _certain(table: Table[Any]) -> Any:
+    """The one value of a table where the node is there."""
+    return next(value for value in table.values if value is not None)
 
 
 def _by_channel(op: Op) -> bool:
@@ -390,6 +443,14 @@ def _mixed_kernel(weight: Tensor, shares: Shares) -> tuple[Tensor, ops.Pair]:
         top, left = (height - op.kernel[0]) // 2, (width - op.kernel[1]) // 2
         mask = mask + F.pad(share.expand(op.kernel), (left, left, top, top))
     return weight * mask.to(weight.dtype), padding
+
+
+def placed(x: Tensor, channels: Channels, extent: int) -> Tensor:
+    """A network's channels at their places among the supernet's, the others zero."""
+    if channels == ((0, x.shape[1]),):
+        return padded(x, extent)
+    at = torch.cat([torch.arange(first, first + n, device=x.device) for first, n in channels])
+    return x.new_zeros(x.shape[0], extent, *x.shape[2:]).index_copy(1, at, x)
 
 
 def padded(x: Tensor, extent: int) -> Tensor:
