@@ -8,7 +8,7 @@ search: .venv/.installed
 	$(BIN)/nas search --space=mobile --strategy=evolution
 
 test: .venv/.installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

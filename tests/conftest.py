@@ -16,6 +16,13 @@ settings.load_profile("noisy")
 sys.path.insert(0, str(Path(__file__).parent))  # `toys` is named on the command line as a user's module would be
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several test processes (`make test`), one has all tests that start Ray: two clusters at once are slow."""
+    for item in items:
+        if item.path.parent.name == "executors":
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of measured tables beside the checkout; tests that need it skip where it is absent."""

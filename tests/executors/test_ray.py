@@ -308,14 +308,14 @@ def descendants(pid: int) -> set[int]:
 def test_a_killed_driver_leaves_nothing_running_and_is_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     mark = os.getpid()
-    env = {**environment(), "NAS_TEST": str(mark)}
+    # Ray's agent tries to tell the dead driver of its end before it ends: not for a minute here.
+    env = {**environment(), "NAS_TEST": str(mark), "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
     process = subprocess.Popen(new(folder, "--set=evaluator.delay=0.1"), env=env, text=True, stdout=subprocess.PIPE)
     reported(folder, 6, process)
     assert len(descendants(mark)) > 3  # the driver, Ray's own processes, two workers
     process.kill()
     process.communicate()
     told = {trial.number for trial in Run.open(folder).trials}
-    # Ray's agent tries for a minute to tell the dead driver of its end before it ends.
     for _ in range(1800):
         if not descendants(mark):
             break

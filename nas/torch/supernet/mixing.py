@@ -27,33 +27,35 @@ class _Kind(NamedTuple):
 
 
 SELU = 1.6732632423543772, 1.0507009873554805
-LARGE = 20.0
-"""Input past which mish is the identity in single precision; its square still has an exponential."""
 
-
-# Several times faster on a CPU than torch's own, which are exact to the last bit: these are to a few of the last.
+# Faster on a CPU than torch's own, which are exact to the last bit: these are to a few of the last. All are made of the
+# sigmoid s, which takes a third of the time of an exponential: e^x = s / (1 - s).
 
 
 def _tanh(x: Tensor) -> Tensor:
     return torch.sigmoid(2 * x).mul_(2).sub_(1)
 
 
-def _elu(x: Tensor) -> Tensor:
-    return x.clamp_max(0).exp_().sub_(1).add_(F.relu(x))
+def _exp_minus_1(x: Tensor) -> Tensor:
+    """e^x - 1 = (2 s - 1) / (1 - s) where x is below 0, else 0."""
+    s = torch.sigmoid(x.clamp_max(0))
+    return (2 * s).sub_(1).div_(1 - s)
 
 
-def _selu(x: Tensor) -> Tensor:
-    return x.clamp_max(0).exp_().sub_(1).mul_(SELU[0]).add_(F.relu(x)).mul_(SELU[1])
+def _mish(x: Tensor) -> Tensor:
+    return _gate_of_mish(torch.sigmoid(x)).mul_(x)
 
 
-def _gate_of_mish(x: Tensor) -> Tensor:
-    """tanh(softplus(x)) = 1 - 2 / ((1 + e^x)^2 + 1)."""
-    return x.clamp_max(LARGE).exp_().add_(1).square_().add_(1).reciprocal_().mul_(-2).add_(1)
+def _gate_of_mish(s: Tensor) -> Tensor:
+    """tanh(softplus(x)) = (1 - q) / (1 + q) with q = (1 - s)^2."""
+    q = (1 - s).square_()
+    return (1 - q).div_(q.add_(1))
 
 
 def _mish_backward(g: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    gate = _gate_of_mish(x)
-    slope = gate.square().neg_().add_(1).mul_(torch.sigmoid(x)).mul_(x)
+    s = torch.sigmoid(x)
+    gate = _gate_of_mish(s)
+    slope = (1 - gate.square()).mul_(s).mul_(x)
     return slope.add_(gate).mul_(g)
 
 
@@ -62,12 +64,15 @@ KINDS: Mapping[str, _Kind] = {
     "relu": _Kind(F.relu, lambda g, x, y: _aten.threshold_backward(g, x, 0)),
     "relu6": _Kind(F.relu6, lambda g, x, y: _aten.hardtanh_backward(g, x, 0, 6)),
     "leaky_relu": _Kind(F.leaky_relu, lambda g, x, y: _aten.leaky_relu_backward(g, x, 0.01, False)),
-    "elu": _Kind(_elu, lambda g, x, y: _aten.elu_backward(g, 1, 1, 1, False, x)),
-    "selu": _Kind(_selu, lambda g, x, y: _aten.elu_backward(g, SELU[0], SELU[1], 1, False, x)),
+    "elu": _Kind(lambda x: _exp_minus_1(x).add_(F.relu(x)), lambda g, x, y: _aten.elu_backward(g, 1, 1, 1, False, x)),
+    "selu": _Kind(
+        lambda x: _exp_minus_1(x).mul_(SELU[0]).add_(F.relu(x)).mul_(SELU[1]),
+        lambda g, x, y: _aten.elu_backward(g, SELU[0], SELU[1], 1, False, x),
+    ),
     "silu": _Kind(F.silu, lambda g, x, y: _aten.silu_backward(g, x)),
     "hard_swish": _Kind(F.hardswish, lambda g, x, y: _aten.hardswish_backward(g, x)),
     "gelu": _Kind(F.gelu, lambda g, x, y: _aten.gelu_backward(g, x)),
-    "mish": _Kind(lambda x: _gate_of_mish(x).mul_(x), _mish_backward),
+    "mish": _Kind(_mish, _mish_backward),
     "sigmoid": _Kind(torch.sigmoid, lambda g, x, y: _aten.sigmoid_backward(g, y)),
     "hard_sigmoid": _Kind(F.hardsigmoid, lambda g, x, y: _aten.hardsigmoid_backward(g, x)),
     "tanh": _Kind(_tanh, lambda g, x, y: _aten.tanh_backward(g, y)),
