@@ -11,7 +11,7 @@ uninterrupted one, on the same device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 SPREAD = 0.05
 """Share of the steps in which a decision that cannot be mixed is drawn uniformly, so that none is given up."""
+
+TRIES = 100
+"""Draws of decisions that cannot be mixed, until there is a network with them."""
 
 POWER = 8
 """Multiplications with the Hessian that its dominant eigenvalue is found with."""
@@ -186,11 +189,11 @@ class Bilevel:
                 self.history.append(self.epoch(epoch))
                 if self.settings.stop:
                     self._past.append({k: v.clone() for k, v in self.alphas.state_dict().items()})
-                last = epoch + 1 == self.settings.epochs or self._collapses() is not None
+                last = epoch + 1 == self.settings.epochs or self._collapses(epoch + 1) is not None
                 file.save(len(self.history), self.state, now=last)
             if report:
                 report(epoch + 1.0, self.history[epoch])
-            end = self._collapses()
+            end = self._collapses(epoch + 1)
             if end is not None:
                 self.alphas.load_state_dict(self._past[end])
                 break
@@ -224,16 +227,16 @@ class Bilevel:
         self.history, self._past = list(state["history"]), list(state["past"])
         self._baseline = state["baseline"]
 
-    def _collapses(self) -> int | None:
-        """The epoch whose architecture is kept if the eigenvalue has grown too much (RobustDARTS), else None.
+    def _collapses(self, epochs: int) -> int | None:
+        """The epoch whose architecture is kept if after so many the eigenvalue has grown too much, else None.
 
-        Compared are averages over five epochs, with the one four epochs before, from the tenth epoch on.
+        Compared are averages over five epochs, with the one four epochs before, from the tenth epoch on (RobustDARTS).
         """
-        values = [metrics["eigenvalue"] for metrics in self.history if "eigenvalue" in metrics]
+        values = [metrics["eigenvalue"] for metrics in self.history[:epochs] if "eigenvalue" in metrics]
         if not self.settings.stop or len(values) < 10:
             return None
         now, before = np.mean(values[-5:]), np.mean(values[-9:-4])
-        return len(values) - 5 if now > self.settings.stop * before else None
+        return epochs - 5 if now > self.settings.stop * before else None
 
     # -- an epoch ----------------------------------------------------------------------------------------------
 
@@ -269,12 +272,15 @@ class Bilevel:
 
     @staticmethod
     def _endless(batches: Batches, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        again = 0
-        while True:
+        again, some = 0, True
+        while some:
+            some = False
             for x, y in batches.epoch(epoch * 1000 + again):
                 if len(y) > 1:
                     yield x, y
+                    some = True
             again += 1
+        raise EvaluationError("nothing to learn the architecture from: expected batches of at least two images")
 
     def _learn_weights(
         self, x: Tensor, y: Tensor, preference: float, sampled: Genotype, rng: np.random.Generator, epoch: int
@@ -285,7 +291,7 @@ class Bilevel:
                 most = self.settings.perturb * (epoch + 1) / self.settings.epochs
                 logits = {k: v + torch.from_numpy(rng.uniform(-most, most, len(v))).to(v) for k, v in logits.items()}
             p = self._probabilities(logits, rng, epoch)
-        loss = self._loss(x, y, p, sampled)
+        loss = self._loss(x, y, p, sampled, single=self.settings.gumbel)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         synchronise(self.supernet.parameters())
@@ -303,7 +309,7 @@ class Bilevel:
             return self._probabilities(self.alphas.at(preference), np.random.default_rng(draw), epoch)
 
         self.alpha_optimizer.zero_grad()
-        loss = self._loss(*validation, probabilities(), sampled)
+        loss = self._loss(*validation, probabilities(), sampled, single=self.settings.gumbel)
         if self.settings.order == 1:
             gradients = list[Tensor | None](torch.autograd.grad(loss, self._parameters, allow_unused=True))
         else:
@@ -333,11 +339,12 @@ class Bilevel:
         theta' = theta - eta (mu buffer + gradient + decay theta); then the gradient at theta', minus eta times the
         mixed derivative times that of the weights there, by central differences (Liu et al. 2019, equation 8).
         """
+        single = self.settings.gumbel
         thetas = list(self.supernet.parameters())
         group = self.optimizer.param_groups[0]
         eta = group["lr"]
         before = [theta.detach().clone() for theta in thetas]
-        loss = self._loss(*train, {k: v.detach() for k, v in probabilities().items()}, sampled)
+        loss = self._same_loss(*train, {k: v.detach() for k, v in probabilities().items()}, sampled, single=single)
         gradients = torch.autograd.grad(loss, thetas, allow_unused=True)
         with torch.no_grad():
             for theta, g in zip(thetas, gradients, strict=True):
@@ -345,7 +352,7 @@ class Bilevel:
                     buffer = self.optimizer.state.get(theta, {}).get("momentum_buffer")
                     step = g + group["weight_decay"] * theta
                     theta.sub_(eta * (step if buffer is None else step + group["momentum"] * buffer))
-        loss = self._loss(*validation, probabilities(), sampled)
+        loss = self._same_loss(*validation, probabilities(), sampled, single=single)
         found = torch.autograd.grad(loss, [*self._parameters, *thetas], allow_unused=True)
         direct, v = found[: len(self._parameters)], found[len(self._parameters) :]
         norm = torch.sqrt(sum((g.double().square().sum() for g in v if g is not None), torch.zeros(()).double()))
@@ -355,7 +362,7 @@ class Bilevel:
             with torch.no_grad():
                 for theta, start, g in zip(thetas, before, v, strict=True):
                     theta.copy_(start if g is None else start + sign * radius * g)
-            loss = self._loss(*train, probabilities(), sampled)
+            loss = self._same_loss(*train, probabilities(), sampled, single=single)
             sides.append(torch.autograd.grad(loss, self._parameters, allow_unused=True))
         with torch.no_grad():
             for theta, start in zip(thetas, before, strict=True):
@@ -371,10 +378,19 @@ class Bilevel:
 
     # -- what is minimised -------------------------------------------------------------------------------------
 
-    def _loss(self, x: Tensor, y: Tensor, probabilities: Mapping[str, Tensor], sampled: Genotype) -> Tensor:
+    def _loss(
+        self, x: Tensor, y: Tensor, probabilities: Mapping[str, Tensor], sampled: Genotype, *, single: bool
+    ) -> Tensor:
         x = resized(x, self.relaxed.resolution(sampled))
-        scores = self.relaxed(x, probabilities, sampled, single=self.settings.gumbel)
+        scores = self.relaxed(x, probabilities, sampled, single=single)
         return functional.cross_entropy(scores.float() if scores.dtype != torch.float64 else scores, y)
+
+    def _same_loss(
+        self, x: Tensor, y: Tensor, probabilities: Mapping[str, Tensor], sampled: Genotype, *, single: bool
+    ) -> Tensor:
+        """The loss with the dropout that the next one will have as well."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            return self._loss(x, y, probabilities, sampled, single=single)
 
     def _price(self, preference: float, sampled: Genotype) -> Tensor:
         """The penalty for FLOPs."""
@@ -413,19 +429,24 @@ class Bilevel:
 
     @torch.no_grad()
     def _sample(self, preference: float, rng: np.random.Generator) -> dict[str, Label]:
-        """Options of the decisions that cannot be mixed."""
+        """Options of the decisions that cannot be mixed, with which there is a network."""
         logits = self.alphas.at(preference)
-        found: dict[str, Label] = {}
-        for path, labels in self.relaxed.sampled.items():
-            p = logits[path].double().softmax(0).cpu().numpy()
-            p = (1 - SPREAD) * p / p.sum() + SPREAD / len(p)
-            found[path] = labels[int(rng.choice(len(labels), p=p))]
-        return found
+        for _ in range(TRIES):
+            found: dict[str, Label] = {}
+            for path, labels in self.relaxed.sampled.items():
+                p = logits[path].double().softmax(0).cpu().numpy()
+                p = (1 - SPREAD) * p / p.sum() + SPREAD / len(p)
+                found[path] = labels[int(rng.choice(len(labels), p=p))]
+            if self.relaxed.fits(found):
+                return found
+        return dict(self.relaxed.default)
 
     @torch.no_grad()
     def _likely(self, preference: float) -> dict[str, Label]:
+        """The most probable options of the decisions that cannot be mixed, with which there is a network."""
         logits = self.alphas.at(preference)
-        return {path: labels[int(logits[path].argmax())] for path, labels in self.relaxed.sampled.items()}
+        found = {path: labels[int(logits[path].argmax())] for path, labels in self.relaxed.sampled.items()}
+        return found if self.relaxed.fits(found) else dict(self.relaxed.default)
 
     @torch.no_grad()
     def _largest_flops(self) -> float:
@@ -439,17 +460,18 @@ class Bilevel:
 
         By power iteration; products with the Hessian are central differences of the gradient.
         """
-        x, y = next(self._endless(self.halves[1], epoch))
+        with own_randomness((self.seed, epoch), self.device):
+            return self._eigenvalue(*next(self._endless(self.halves[1], epoch)))
+
+    def _eigenvalue(self, x: Tensor, y: Tensor) -> float:
         sampled = self._likely(0.5)
         parameters = [p for p in self._parameters if p.numel()]
         generator = torch.Generator().manual_seed(self.seed)
 
         def gradient() -> list[Tensor]:
-            p = self._mixture(0.5)
-            x_ = resized(x, self.relaxed.resolution(sampled))
-            loss = functional.cross_entropy(self.relaxed(x_, p, sampled), y)
+            loss = self._same_loss(x, y, self._mixture(0.5), sampled, single=False)
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+            return averaged([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)])
 
         v = [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
         before = [p.detach().clone() for p in parameters]
@@ -475,16 +497,30 @@ class Bilevel:
         return value
 
 
-def synchronise(parameters: Sequence[Tensor] | Iterator[Tensor]) -> None:
+def synchronise(parameters: Iterable[Tensor]) -> None:
     """Average the gradients over all processes of a `torch.distributed` group, if there is one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _is_distributed():
         return
-    for parameter in parameters:
-        gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-        torch.distributed.all_reduce(gradient)
-        parameter.grad = gradient / torch.distributed.get_world_size()
+    listed = list(parameters)
+    gradients = averaged([torch.zeros_like(p) if p.grad is None else p.grad for p in listed])
+    for parameter, gradient in zip(listed, gradients, strict=True):
+        parameter.grad = gradient
+
+
+def averaged(tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors averaged over all processes of a `torch.distributed` group, if there is one."""
+    if not _is_distributed():
+        return tensors
+    size = torch.distributed.get_world_size()
+    for tensor in tensors:
+        torch.distributed.all_reduce(tensor)
+    return [tensor / size for tensor in tensors]
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _plain(path: str) -> str:
-    """A name that `nn.ParameterDict` takes."""
-    return path.replace(".", "/")
+    """A name that `nn.ParameterDict` takes: without dots, and no attribute of its own."""
+    return "/" + path.replace(".", "/")

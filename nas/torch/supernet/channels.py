@@ -125,18 +125,18 @@ def _put_together(graph: Graph, i: int, key: str, found: Sequence[Channels], ext
             for part, j in enumerate(node.inputs):
                 parts += [(start + at, n) for at, n in found[j]]
                 start += max(extents.parts.get((key, part), 0), end(found[j]))
-            return _merged(parts)
+            return merged(parts)
         case ops.Slice(start=at, stop=stop):
             return _cut(inner, at, stop)
         case ops.Shuffle(groups=groups):
             each = _each(inner)
             width = len(each) // groups
-            return _merged([each[g * width + k] for k in range(width) for g in range(groups)])
+            return merged([each[g * width + k] for k in range(width) for g in range(groups)])
         case ops.PadChannels():
-            return _merged([*inner, (end(inner), op.width - graph.shapes[node.inputs[0]][0])])
+            return merged([*inner, (end(inner), op.width - graph.shapes[node.inputs[0]][0])])
         case ops.Flatten():
             size = prod(graph.shapes[node.inputs[0]][1:])
-            return _merged([(at * size, n * size) for at, n in inner])
+            return merged([(at * size, n * size) for at, n in inner])
     return leading(graph.shapes[i][0])
 
 
@@ -144,7 +144,8 @@ def _each(channels: Channels) -> list[tuple[int, int]]:
     return [(i, 1) for first, n in channels for i in range(first, first + n)]
 
 
-def _merged(channels: Sequence[tuple[int, int]]) -> Channels:
+def merged(channels: Sequence[tuple[int, int]]) -> Channels:
+    """The same stretches, of which those that touch are one."""
     found: list[tuple[int, int]] = []
     for first, n in channels:
         if n and found and sum(found[-1]) == first:
@@ -162,4 +163,4 @@ def _cut(channels: Channels, start: int, stop: int) -> Channels:
         if low < high:
             found.append((first + low - at, high - low))
         at += n
-    return _merged(found)
+    return merged(found)

@@ -113,6 +113,7 @@ class _WeightedSum(torch.autograd.Function):
 class _MixedActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, kinds: tuple[str, ...]) -> Tensor:
+        x = x.contiguous(memory_format=_format(x))  # a part of a tensor is neither: chunks would be copies
         ctx.save_for_backward(x, weights)
         ctx.kinds = kinds
         total = torch.empty_like(x)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -21,11 +21,11 @@ from nas.analysis import analyse
 from nas.blocks.base import Block, Chain
 from nas.blocks.cell import Cell, CellNetwork, CellNode, called
 from nas.blocks.edges import FactorizedSkip, PreConv
-from nas.choices import Decision, Genotype, Label, OneOf, Repeat, is_open
+from nas.choices import Decision, Genotype, Label, OneOf, Repeat, open_children
 from nas.errors import GraphError, SpaceError
 from nas.graph import Graph
 from nas.ops import Shape
-from nas.torch.supernet.channels import Channels, leading, locate
+from nas.torch.supernet.channels import Channels, leading, locate, merged
 from nas.torch.supernet.mixing import weighted_sum
 from nas.torch.supernet.names import Recorder
 from nas.torch.supernet.store import Supernet
@@ -37,16 +37,67 @@ from nas.torch.supernet.tables import (
     Variable,
     combinations,
     combined,
+    decisions,
     entries,
 )
 from nas.torch.supernet.union import Setting, Union, Unmixable, padded
-from nas.walk import Walker, decision_path, everywhere, join
+from nas.walk import Walker, decision_path, join
+
+B = TypeVar("B", bound=Block)
 
 SETTINGS = 20_000
 """Settings of one block, at most."""
 
-Env: TypeAlias = Mapping[int, Variable]
+LOOKS = 64
+"""Settings of the decisions that cannot be mixed, at most, with which is tried whether the others can."""
+
+RANDOM = 8
+"""How many of these are drawn at random."""
+
+KEPT = 32
+"""Relaxed networks that are kept, for as many settings of the decisions that cannot be mixed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """A choice that is decided.
+
+    Attributes:
+        variable: its decision.
+        only: options that it can have here.
+        inside: what is decided with an option.
+    """
+
+    variable: Variable
+    only: tuple[int, ...]
+    inside: Mapping[int, Env] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Sometimes:
+    """A choice that is decided in some settings only, or not always as the same decision.
+
+    Attributes:
+        variable: its decision where it is decided, None if there are several.
+        of: what it depends on.
+    """
+
+    variable: Variable | None
+    of: Variable
+
+
+Env: TypeAlias = Mapping[int, Taken | Sometimes]
 """The decisions that a scope sees, by the id of the choice."""
+
+
+@dataclass
+class _Met:
+    """The decisions of one block: all, and by the ids of their choices those that were taken before it."""
+
+    before: Env
+    found: dict[Variable, Taken] = field(default_factory=dict)
+    shared: dict[int, Taken] = field(default_factory=dict)
+    local: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -55,6 +106,10 @@ class Wire:
 
     shape: Shape
     channels: Table[Channels]
+
+    def given(self, variable: Variable, only: Sequence[int]) -> Wire:
+        """The same where a decision takes one of these options."""
+        return replace(self, channels=self.channels.given(variable, only))
 
 
 @dataclass(frozen=True)
@@ -91,6 +146,7 @@ class Relaxed:
     Attributes:
         labels: decisions that are mixed, path to labels.
         sampled: decisions that cannot be, such as resolution and strides: they are given for each step.
+        default: the first labels of these with which there is a network.
         wirings: decisions which edges a node of a cell has: path to the edges' own decisions, by option.
 
     Raises SpaceError for a space that cannot be relaxed.
@@ -103,15 +159,16 @@ class Relaxed:
         space = supernet.space
         self.sampled: dict[str, tuple[Label, ...]] = {}
         self._at: dict[tuple[int, ...], _Part] = {}
+        self._wired: dict[Any, tuple[Block, _Wired | None]] = {}
         if isinstance(space.resolution, OneOf):
             self.sampled["resolution"] = space.paths["resolution"]
+        self.default: Genotype = {}
         while True:
             try:
-                first = {path: labels[0] for path, labels in self.sampled.items()}
-                self._part(first)
+                self.default = self._look()
                 break
             except Unmixable as error:
-                more = [v.path for v in error.variables if isinstance(v, Variable) and v.path not in self.sampled]
+                more = [v.path for v in decisions(error.variables) if v.path not in self.sampled]
                 if not more:
                     raise SpaceError(f"space {space.name!r} cannot be relaxed: {error}") from None
                 self.sampled |= {path: space.paths[path] for path in more}
@@ -129,15 +186,20 @@ class Relaxed:
             x: images (N, C, H, W) at the sampled resolution.
             probabilities: (labels,) for each of `labels`. A cell's choice of edges may be left out: all are there then.
                 (Instead, `weights_of(path)` may be given: a weight for each edge in the order of `wirings`.)
-            sampled: the other decisions; the first label of each by default.
+            sampled: the other decisions; by default `default`.
             single: run only what is most probable, for probabilities that are (nearly) all 0 or 1.
+
+        Raises GraphError if there is no network with these sampled decisions, see `fits`.
         """
         part, beliefs = self._prepared(probabilities, sampled)
         beliefs.single = single
         return part.run(_Step(self, beliefs), x)
 
     def flops(self, probabilities: Mapping[str, Tensor], sampled: Genotype | None = None) -> Tensor:
-        """Expected multiply-adds, exactly those of the network where all is certain."""
+        """Expected multiply-adds, exactly those of the network where all is certain.
+
+        (Only of a cell without any edge it is not known that what reads it has other channels to read.)
+        """
         part, beliefs = self._prepared(probabilities, sampled)
         return part.flops(beliefs)
 
@@ -145,6 +207,14 @@ class Relaxed:
         """Height and width of the images."""
         _, height, width = self._input(self._fixed(sampled))
         return height, width
+
+    def fits(self, sampled: Genotype) -> bool:
+        """Whether there is a network with these decisions of those that cannot be mixed, and all others can be."""
+        try:
+            self._prepared({}, sampled)
+        except GraphError:
+            return False
+        return True
 
     def certain(self, genotype: Genotype, **kwargs: Any) -> dict[str, Tensor]:
         """Probabilities of 0 and 1: those of one network; a decision that it does not have takes its first label."""
@@ -155,11 +225,40 @@ class Relaxed:
         return found
 
     def _prepared(self, probabilities: Mapping[str, Tensor], sampled: Genotype | None) -> tuple[_Part, Beliefs]:
-        return self._part(self._fixed(sampled)), Beliefs(probabilities, self.supernet.space.paths)
+        fixed = self._fixed(sampled)
+        try:
+            return self._part(fixed), Beliefs(probabilities, self.supernet.space.paths)
+        except Unmixable as error:
+            raise GraphError(f"with {fixed} the other decisions cannot be mixed: {error}") from None
 
     def _fixed(self, sampled: Genotype | None) -> dict[str, Label]:
         given = sampled or {}
-        return {path: given.get(path, labels[0]) for path, labels in self.sampled.items()}
+        return {path: given.get(path, self.default.get(path, labels[0])) for path, labels in self.sampled.items()}
+
+    def _look(self) -> Genotype:
+        """The first setting of the decisions that cannot be mixed with which there is a network.
+
+        Tries every label of each, and a few together. Raises Unmixable if another decision cannot be mixed either.
+        """
+        first = {path: labels[0] for path, labels in self.sampled.items()}
+        longest = max(map(len, self.sampled.values()), default=1)
+        settings = [{path: v[i % len(v)] for path, v in self.sampled.items()} for i in range(longest)]
+        settings += [{**first, path: label} for path, labels in self.sampled.items() for label in labels[1:]]
+        rng = np.random.default_rng(0)
+        for _ in range(RANDOM):
+            settings.append({path: v[int(rng.integers(len(v)))] for path, v in self.sampled.items()})
+        found: list[Genotype] = []
+        reason: GraphError | None = None
+        different = {tuple(setting.values()): setting for setting in settings[:LOOKS] + settings[-RANDOM:]}
+        for fixed in different.values():
+            try:
+                self._part(fixed)
+                found.append(fixed)
+            except GraphError as error:
+                reason = reason or error
+        if not found:
+            raise SpaceError(f"space {self.supernet.space.name!r} cannot be relaxed: {reason}")
+        return found[0]
 
     def _input(self, fixed: Genotype) -> Shape:
         resolution: Any = self.supernet.space.resolution
@@ -171,9 +270,12 @@ class Relaxed:
         key = tuple(labels.index(fixed[path]) for path, labels in self.sampled.items())
         if key not in self._at:
             shape = self._input(fixed)
-            builder = _Builder(self.supernet, fixed, self.partial, self.wirings)
+            builder = _Builder(self.supernet, fixed, self.partial, self.wirings, self._wired)
             wire = Wire(shape, Table.certain(leading(shape[0])))
-            self._at[key] = builder.part(self.supernet.space.template, Place(), {}, wire)[0]
+            part = builder.part(self.supernet.space.template, Place(), {}, wire)[0]
+            if len(self._at) >= KEPT:
+                del self._at[next(iter(self._at))]
+            self._at[key] = part
         return self._at[key]
 
 
@@ -269,20 +371,25 @@ class _Sequence(_Part):
 class _Mixture(_Part):
     """One of several blocks, by the option; nothing where an option has none."""
 
-    def __init__(self, variable: Variable, parts: Mapping[int, _Part]) -> None:
+    def __init__(self, variable: Variable, parts: Mapping[int, _Part], missing: Sequence[int]) -> None:
         self.variable, self._parts = variable, parts
+        self._missing = list(missing)  # options that cannot be built: there is no network with them
         self.out = _either(variable, {i: part.out for i, part in parts.items()})
 
     def run(self, step: _Step, x: Tensor) -> Tensor:
-        p = step.beliefs.of(self.variable).to(x.dtype).unbind()
+        p = self._shares(step.beliefs).to(x.dtype).unbind()
         parts = [(i, self._parts[i]) for i in step.beliefs.likely(self.variable) if i in self._parts]
         if not parts:
             return x.new_zeros(x.shape[0], *self.out.shape)
         return _sum([(part.run(step, x), p[i]) for i, part in parts], self.out)
 
     def flops(self, beliefs: Beliefs) -> Tensor:
-        p = beliefs.of(self.variable)
+        p = self._shares(beliefs)
         return torch.stack([p[i] * part.flops(beliefs) for i, part in self._parts.items()]).sum()
+
+    def _shares(self, beliefs: Beliefs) -> Tensor:
+        p = beliefs.of(self.variable)
+        return p / (1 - p[self._missing].sum()).clamp_min(1e-30) if self._missing else p
 
 
 class _Repeated(_Part):
@@ -357,9 +464,14 @@ class _CellPart(_Part):
     """A cell; with probabilities between 0 and 1 all edges are there, each as much as it is probable."""
 
     def __init__(
-        self, inputs: Sequence[_Part], nodes: Sequence[Sequence[_Edge]], wanted: Sequence[int], out: Wire
+        self,
+        inputs: Sequence[_Part],
+        nodes: Sequence[Sequence[_Edge]],
+        wanted: Sequence[int],
+        room: Sequence[int],
+        out: Wire,
     ) -> None:
-        self._inputs, self._nodes, self._wanted, self.out = inputs, nodes, wanted, out
+        self._inputs, self._nodes, self._wanted, self._room, self.out = inputs, nodes, wanted, room, out
 
     def run(self, step: _Step, x: Tensor) -> Tensor:
         return self.join(step, [x])
@@ -373,6 +485,8 @@ class _CellPart(_Part):
             total: Tensor | None = None
             for edge in edges:
                 x = values[edge.source]
+                if step.beliefs.single and float(edge.there(step.beliefs).detach()) == 0:
+                    continue
                 # What reads nothing is nothing, though a norm would make its shift of it.
                 if x is not None and float(alive[edge.source].detach()) > 0:
                     y = edge.run(step, x)
@@ -380,25 +494,31 @@ class _CellPart(_Part):
             values.append(total)
             like = total if like is None else like
         if like is None:
-            return torch.zeros_like(xs[-1])
+            return xs[-1].new_zeros(len(xs[-1]), *self.out.shape)
         found = [torch.zeros_like(like) if (x := values[i]) is None else x for i in self._wanted]
+        found = [padded(x, extent) for x, extent in zip(found, self._room, strict=True)]
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def flops(self, beliefs: Beliefs) -> Tensor:
-        alive = self._alive(beliefs)
-        needed = [torch.ones((), dtype=torch.float64) if i in self._wanted else None for i in range(len(alive))]
-        unused: dict[int, Tensor] = {}
-        total = sum((part.flops(beliefs) for part in self._inputs), torch.zeros((), dtype=torch.float64))
+        return self.costs(beliefs)[0]
+
+    def costs(self, beliefs: Beliefs) -> tuple[Tensor, list[Tensor]]:
+        """FLOPs, and how probable it is that each input makes a difference."""
+        alive, one = self._alive(beliefs), torch.ones((), dtype=torch.float64)
+        unused = [one] * len(alive)
+        total = torch.zeros((), dtype=torch.float64)
         for i in reversed(range(len(self._inputs), len(alive))):
-            wanted = needed[i]
-            if wanted is None:
-                wanted = 1 - unused[i] if i in unused else torch.zeros((), dtype=torch.float64)
+            wanted = one if i in self._wanted else 1 - unused[i]
             for edge in self._nodes[i - len(self._inputs)]:
-                there = edge.there(beliefs)
-                total = total + alive[edge.source] * wanted * there * edge.part.flops(beliefs)
-                before = unused.get(edge.source, torch.ones((), dtype=torch.float64))
-                unused[edge.source] = before * (1 - wanted * edge.busy(beliefs))
-        return total
+                total = total + alive[edge.source] * wanted * edge.there(beliefs) * edge.part.flops(beliefs)
+                unused[edge.source] = unused[edge.source] * (1 - wanted * edge.busy(beliefs))
+        for i, part in enumerate(self._inputs):
+            total = total + (1 - unused[i]) * part.flops(beliefs)
+        nothing = one  # then the output is as many zeros as the last input has
+        for i in self._wanted:
+            nothing = nothing * (1 - alive[i])
+        *others, last = [1 - p for p in unused[: len(self._inputs)]]
+        return total, [*others, 1 - (1 - last) * (1 - nothing)]
 
     def _alive(self, beliefs: Beliefs) -> list[Tensor]:
         """How probable it is that a value reads an input by some way."""
@@ -425,8 +545,17 @@ class _Cells(_Part):
         return last
 
     def flops(self, beliefs: Beliefs) -> Tensor:
-        parts: list[_Part] = [*([self._entry] if self._entry else []), *self._cells]
-        return sum((part.flops(beliefs) for part in parts), torch.zeros((), dtype=torch.float64))
+        one = torch.ones((), dtype=torch.float64)
+        # What is not read by the next cell, nor by the one after it: before the first two there are two more.
+        unused = [one] * (len(self._cells) + 1) + [torch.zeros((), dtype=torch.float64)]
+        total = torch.zeros((), dtype=torch.float64)
+        for i in reversed(range(len(self._cells))):
+            flops, (before, last) = self._cells[i].costs(beliefs)
+            wanted = 1 - unused[i + 2]
+            total = total + wanted * flops
+            unused[i] = unused[i] * (1 - wanted * before)
+            unused[i + 1] = unused[i + 1] * (1 - wanted * last)
+        return total if self._entry is None else total + (1 - unused[1]) * self._entry.flops(beliefs)
 
 
 def _either(variable: Variable, wires: Mapping[int, Wire]) -> Wire:
@@ -456,9 +585,10 @@ class _Builder:
         fixed: Mapping[str, Label],
         partial: int,
         wirings: dict[str, tuple[tuple[str, ...], ...]],
+        wired: dict[Any, tuple[Block, _Wired | None]],
     ) -> None:
         self._supernet, self._fixed, self._partial, self._wirings = supernet, fixed, partial, wirings
-        self._wired: dict[Any, _Wired | None] = {}
+        self._wired = wired
 
     def part(self, value: Any, place: Place, env: Env, wire: Wire) -> tuple[_Part, Env]:
         """The relaxed form of a block, and what is decided after it."""
@@ -467,7 +597,7 @@ class _Builder:
         if isinstance(value, OneOf):
             return self._choice(value, place, env, wire)
         if place.is_edge:
-            inner = replace(place, name=f"{place.name}.{called(value)}", is_edge=False)
+            inner = replace(place, name=f"{place.name}.{self._called(value, place, env)}", is_edge=False)
             part, env = self.part(value, inner, env, wire)
             return (part if self._partial == 1 else _Compact(part)), env
         if isinstance(value, Repeat):
@@ -483,20 +613,26 @@ class _Builder:
     # -- containers --------------------------------------------------------------------------------------------
 
     def _choice(self, choice: OneOf, place: Place, env: Env, wire: Wire) -> tuple[_Part, Env]:
-        known = env.get(id(choice))
-        variable = known or Variable(decision_path(choice, place.path, place.scope), choice.labels)
-        around = {**env, id(choice): variable}
-        if variable.path in self._fixed or variable.size == 1:
-            label = self._fixed.get(variable.path, variable.labels[0])
-            return self.part(choice.options[choice.labels.index(label)], place, around, wire)
-        built = {
-            i: self.part(option, place, around, wire)
-            for i, option in enumerate(choice.options)
-            if option is not None or not place.is_edge  # no block on an edge is no edge, and does not pass its input on
-        }
-        first, *others = [env for _, env in built.values()]
-        after = around | {i: v for i, v in first.items() if all(other.get(i) == v for other in others)}
-        return _Mixture(variable, {i: part for i, (part, _) in built.items()}), after
+        here = self._taken(choice, place.path, place.scope, env)
+        envs = {i: _entered(choice, here, i, env) for i in here.only}
+        parts: dict[int, _Part] = {}
+        missing: list[int] = []
+        reason = GraphError(f"{here.variable.path} has no option")
+        for i in here.only:
+            option = choice.options[i]
+            if option is None and place.is_edge:
+                continue  # no block on an edge is no edge, and does not pass its input on
+            try:
+                parts[i], envs[i] = self.part(option, place, envs[i], wire.given(here.variable, (i,)))
+            except GraphError as error:
+                missing.append(i)
+                reason = error
+        if not parts:
+            raise reason
+        after = _left(choice, here, env, envs)
+        if len(here.only) == 1:
+            return next(iter(parts.values())), after
+        return _Mixture(here.variable, parts, missing), after
 
     def _chain(self, chain: Chain, place: Place, env: Env, wire: Wire) -> tuple[_Part, Env]:
         around = place.inside(chain.label)
@@ -513,35 +649,111 @@ class _Builder:
         times, counts, env = self._number(repeat.times, join(path, "times"), scope, env)
         each = tuple((name, join(path, name), scope, value) for name, value in repeat.each.items())
         first = tuple((name, join(path, name), scope, value) for name, value in repeat.first.items())
-        known = dict(env)
+        known = env
         for _, at, _, value in (*each, *first):
-            for where, choice in everywhere(value, at, scope, set(known)):
-                known[id(choice)] = Variable(where, choice.labels)
+            known = self._survey(value, at, scope, known, _Met(env))
         start, parts = wire, list[_Part]()
         for i in range(max(counts)):
             at = join(path, "each" if repeat.shared else str(i))
             inner = Place(str(i), place.inside("stage"), at, at, (*each, *(first if i == 0 else ())))
-            part, _ = self.part(repeat.block, inner, known, wire)
+            inside = known
+            if times is not None:
+                only = tuple(k for k in times.only if counts[k] > i)
+                inside = {**known, id(repeat.times): replace(times, only=only)}
+                wire = wire.given(times.variable, only)
+            part, _ = self.part(repeat.block, inner, inside, wire)
             parts.append(part)
             wire = part.out
         if times is None:
             return _Sequence(parts, start), known
-        return _Repeated(times, counts, parts, start), known
+        return _Repeated(times.variable, counts, parts, start), known
 
-    def _number(self, value: Any, path: str, scope: str, env: Env) -> tuple[Variable | None, tuple[int, ...], Env]:
-        """A number that may be open: its variable, and what the labels stand for."""
+    # -- decisions ---------------------------------------------------------------------------------------------
+
+    def _taken(self, choice: OneOf, path: str, scope: str, env: Env) -> Taken:
+        """The decision that a choice is where it stands."""
+        known = env.get(id(choice))
+        if isinstance(known, Taken):
+            return known
+        here = Variable(decision_path(choice, path, scope), choice.labels)
+        if known is not None and known.variable != here:
+            raise Unmixable(f"{here.path} may be decided elsewhere, which depends on {known.of.path}", [known.of])
+        if here.path not in self._supernet.space.paths:
+            raise SpaceError(f"{here.path} is in a choice that stands in two places; give each a choice of its own")
+        return Taken(here, self._options(here))
+
+    def _options(self, variable: Variable) -> tuple[int, ...]:
+        """The options that a decision can have."""
+        if variable.path not in self._fixed:
+            return tuple(range(variable.size))
+        label = self._fixed[variable.path]
+        # A choice of the same name may have labels that this one lacks: then it is the other that is there.
+        return (variable.labels.index(label) if label in variable.labels else 0,)
+
+    def _number(self, value: Any, path: str, scope: str, env: Env) -> tuple[Taken | None, tuple[int, ...], Env]:
+        """A number that may be open: its decision, and what the options stand for."""
         if not isinstance(value, OneOf):
             return None, (value,), env
-        variable = env.get(id(value)) or Variable(decision_path(value, path, scope), value.labels)
-        env = {**env, id(value): variable}
-        if variable.path in self._fixed or variable.size == 1:
-            label = self._fixed.get(variable.path, variable.labels[0])
-            return None, (value.options[value.labels.index(label)],), env
-        return variable, value.options, env
+        here = self._taken(value, path, scope, env)
+        env = {**env, id(value): here}
+        if len(here.only) == 1:
+            return None, (value.options[here.only[0]],), env
+        return here, tuple([n if k in here.only else 0 for k, n in enumerate(value.options)]), env
+
+    def _survey(self, value: Any, path: str, scope: str, env: Env, met: _Met) -> Env:
+        """Find what is decided in a value; returns what is known after it. Goes as `nas.walk.everywhere` does."""
+        if isinstance(value, OneOf):
+            return self._survey_choice(value, path, scope, env, met)
+        if isinstance(value, Repeat):
+            times, counts, env = self._number(value.times, join(path, "times"), scope, env)
+            if times is not None:
+                met.found.setdefault(times.variable, times)
+            if isinstance(value.times, OneOf):
+                env = self._survey_choice(value.times, join(path, "times"), scope, env, met)
+            for name, child in (*value.each.items(), *value.first.items()):
+                env = self._survey(child, join(path, name), scope, env, met)
+            for i in range(min(max(counts), 1) if value.shared else max(counts)):
+                at = join(path, "each" if value.shared else str(i))
+                self._survey(value.block, at, at, env, met)
+            return env
+        numbered = [(str(i), child) for i, child in enumerate(value)] if isinstance(value, tuple) else []
+        for name, child in numbered or open_children(value):
+            env = self._survey(child, join(path, name), scope, env, met)
+        return env
+
+    def _survey_choice(self, choice: OneOf, path: str, scope: str, env: Env, met: _Met) -> Env:
+        me, known = id(choice), env.get(id(choice))
+        if isinstance(known, Sometimes) and met.before.get(me) is not known:
+            # Decided in some settings of this same block: all of them are looked at one by one.
+            known = None
+            env = {key: value for key, value in env.items() if key != me}
+        here = self._taken(choice, path, scope, env)
+        if known is None:
+            met.local.add(me)
+        elif me not in met.local and met.shared.setdefault(me, here).variable != here.variable:
+            raise Unmixable(f"{here.variable.path} is one of several decisions", [here.variable])
+        met.found.setdefault(here.variable, here)
+        envs = {}
+        for i in here.only:
+            envs[i] = self._survey(choice.options[i], path, scope, _entered(choice, here, i, env), met)
+        return _left(choice, here, env, envs)
+
+    def _called(self, block: Any, place: Place, env: Env) -> str:
+        """What a block on an edge is called."""
+        if isinstance(block, Repeat):
+            return "stage"
+        kernel = getattr(block, "kernel", None)
+        if not isinstance(kernel, OneOf):
+            return called(block)
+        here = self._taken(kernel, join(place.path, "kernel"), place.scope, env)
+        if len(here.only) > 1:
+            raise Unmixable(f"{here.variable.path} changes the name of an edge's weights", [here.variable])
+        return called(block.with_children({"kernel": kernel.options[here.only[0]]}))
 
     # -- cells -------------------------------------------------------------------------------------------------
 
     def _cells(self, network: CellNetwork, place: Place, env: Env, wire: Wire) -> tuple[_Part, Env]:
+        network, env = self._closed(network, ("width", "cells"), place, env)
         around, (normal, reduction) = place.inside(network.label), self._two(network)
         before, last, entry = wire, wire, None
         if network.entry is not None:
@@ -560,6 +772,18 @@ class _Builder:
             before, last = last, part.out
         return _Cells(entry, cells), env
 
+    def _closed(self, block: B, names: Sequence[str], place: Place, env: Env) -> tuple[B, Env]:
+        """A block whose fields of these names are closed, which they are if they cannot be mixed."""
+        changes = {}
+        for name in names:
+            value = getattr(block, name)
+            if isinstance(value, OneOf):
+                here = self._taken(value, join(place.path, name), place.scope, env)
+                if len(here.only) > 1:
+                    raise Unmixable(f"{here.variable.path} is of a whole cell", [here.variable])
+                changes[name], env = value.options[here.only[0]], {**env, id(value): here}
+        return block.with_children(changes) if changes else block, env
+
     @staticmethod
     def _two(network: CellNetwork) -> tuple[Cell, Cell]:
         if not (isinstance(network.normal, Cell) and isinstance(network.reduction, Cell)):
@@ -567,12 +791,16 @@ class _Builder:
         return network.normal, network.reduction
 
     def _cell(self, cell: Cell, place: Place, env: Env, wires: Sequence[Wire]) -> tuple[_CellPart, Env]:
+        cell, env = self._closed(cell, ("output", "width"), place, env)
         around = place.inside(cell.label)
         nodes, at, scope = cell.nodes, join(place.path, "nodes"), place.scope
         for name, path, outer, value in place.fields:
             if name != "nodes":
                 raise SpaceError(f"a cell with {name!r} given by Repeat cannot be relaxed")
             nodes, at, scope = value, path, outer
+        for wire in wires if cell.width is None else ():
+            if len(wire.channels.values) > 1:
+                raise Unmixable(f"{around[:-1]} reads different numbers of channels", wire.channels.variables)
         inputs: list[_Part] = [_Identity(wire) for wire in wires]
         if cell.width is not None:
             for i, wire in enumerate(wires):
@@ -587,15 +815,24 @@ class _Builder:
             built.append(edges)
             values.append(self._sum_of(edges, f"{inner.around}{inner.name}") if edges else values[-1])
         wanted = self._wanted(cell, len(inputs), built)
+        if len({values[i].shape for i in wanted}) > 1:
+            raise SpaceError(f"{around[:-1]}: nodes of different shapes cannot be relaxed")
         channels, *size = values[wanted[-1]].shape
-        channels *= len(wanted)
-        out = Wire((channels, *size), Table.certain(leading(channels)))
-        return _CellPart(inputs, built, wanted, out), env
+        # Narrower cells have room between the nodes.
+        key, known = f"{around}concat", self._supernet.extents.parts
+        room = [known.get((key, k), channels) if len(wanted) > 1 else channels for k in range(len(wanted))]
+        joined = merged([(sum(room[:k]), channels) for k in range(len(wanted))])
+        out = Wire((sum(room), *size), Table.certain(joined))
+        return _CellPart(inputs, built, wanted, room, out), env
 
     def _sum_of(self, edges: Sequence[_Edge], name: str) -> Wire:
         """What a node of a cell is."""
         shapes = {edge.part.out.shape for edge in edges}
-        if len(shapes) > 1 or any(len(edge.part.out.channels.values) > 1 for edge in edges):
+        for table in [edge.part.out.channels for edge in edges]:
+            if len(table.values) > 1:
+                raise Unmixable(f"{name}: edges have open widths", table.variables)
+        every = {edge.part.out.channels.values[0] for edge in edges}
+        if len(shapes) > 1 or every != {leading(next(iter(shapes))[0])}:
             raise SpaceError(f"{name}: edges of different shapes cannot be relaxed")
         channels, *size = shapes.pop()
         channels *= self._partial
@@ -617,38 +854,51 @@ class _Builder:
     def _edges(self, node: CellNode, place: Place, env: Env, values: Sequence[Wire]) -> tuple[list[_Edge], Env]:
         """All edges that a node can have, each once."""
         choice, options = node.edges, [node.edges]
-        variable: Variable | None = None
+        here: Taken | None = None
         if isinstance(choice, OneOf):
-            variable, _, env = self._number(choice, place.path, place.scope, env)
-            label = self._fixed.get(decision_path(choice, place.path, place.scope), choice.labels[0])
-            options = list(choice.options) if variable else [choice.options[choice.labels.index(label)]]
-        found: dict[tuple[int, int, int], tuple[Any, list[int]]] = {}
-        for k, edges in enumerate(options):
+            here = self._taken(choice, place.path, place.scope, env)
+            options = [choice.options[i] for i in here.only]
+            env = {**env, id(choice): here}
+        found: dict[tuple[int, int, int], tuple[Any, dict[int, int]]] = {}
+        for k, edges in zip(here.only if here else (0,), options, strict=True):
             count: Counter[int] = Counter()
-            for edge in edges:
+            for i, edge in enumerate(edges):
+                if isinstance(edge.source, OneOf):
+                    raise SpaceError(f"{place.around}{place.name}: an open source of an edge cannot be relaxed")
                 key = edge.source, count[edge.source], id(edge.block)
                 count[edge.source] += 1
-                found.setdefault(key, (edge, []))[1].append(k)
-        made, paths = list[_Edge](), list[str]()
+                found.setdefault(key, (edge, {}))[1][k] = i
+        made, paths = list[_Edge](), dict[str, list[int]]()
         for (source, again, _), (edge, there) in found.items():
-            if isinstance(source, OneOf):
-                raise SpaceError(f"{place.around}{place.name}: an open source of an edge cannot be relaxed")
             if edge.block is None:
                 continue
             name = f"{place.name}.from{source}" + (f"_{again}" if again else "")
-            inner = Place(name, place.around, join(place.path, "block"), place.scope, is_edge=True)
-            part, env = self.part(edge.block, inner, env, self._some(values[source]))
-            idle = None
-            if isinstance(edge.block, OneOf) and isinstance(part, _Mixture):
-                nothing = tuple(i for i, option in enumerate(edge.block.options) if option is None)
-                idle = (part.variable, nothing) if nothing else None
-            with_it = None if variable is None or len(there) == len(options) else (variable, tuple(there))
-            made.append(_Edge(source, part, with_it, idle, self._partial, len(made)))
-            paths.append(part.variable.path if isinstance(part, _Mixture) else "")
-        if variable is not None:
-            edges_of = [[p for p, e in zip(paths, made, strict=True) if e.node is None or k in e.node[1]]
-                        for k in range(len(options))]  # fmt: skip
-            self._wirings[variable.path] = tuple(map(tuple, edges_of))
+            at = [join(place.path, f"{i}.block") for i in dict.fromkeys(there.values())]
+            mets = [_Met(env) for _ in at]
+            for where, met in zip(at, mets, strict=True):
+                self._survey(edge.block, where, place.scope, env, met)
+            if here is not None and any(met.found.keys() != mets[0].found.keys() for met in mets):
+                raise Unmixable(f"{here.variable.path}: an edge's decision has several paths", [here.variable])
+            inner = Place(name, place.around, at[0], place.scope, is_edge=True)
+            idle, path, block = None, f"{place.path}.{name}", edge.block
+            if isinstance(block, OneOf):
+                known = self._taken(block, inner.path, inner.scope, env)
+                path = known.variable.path
+                nothing = tuple(i for i in known.only if block.options[i] is None)
+                idle = (known.variable, nothing) if nothing else None
+                if len(nothing) == len(known.only):
+                    block, env = None, {**env, id(block): known}
+            paths.setdefault(path, []).extend(there)
+            if block is None:
+                continue
+            part, env = self.part(block, inner, env, self._some(values[source]))
+            always = here is None or len(there) == len(here.only)
+            with_it = None if here is None or always else (here.variable, tuple(there))
+            made.append(_Edge(source, part, with_it, idle, self._partial, list(paths).index(path)))
+        if here is not None and len(here.only) > 1:
+            self._wirings[here.variable.path] = tuple(
+                tuple(path for path, there in paths.items() if k in there) for k in here.only
+            )
         return made, env
 
     def _some(self, wire: Wire) -> Wire:
@@ -664,40 +914,66 @@ class _Builder:
 
     def _leaf(self, block: Block, place: Place, env: Env, wire: Wire) -> tuple[_Part, Env]:
         """A block whose settings are laid over each other."""
-        local: dict[int, Variable] = {}
-        shared: dict[int, Variable] = {}
-        values = [(block, place.path, place.scope), *((v, at, scope) for _, at, scope, v in place.fields)]
-        for value, path, scope in values:
-            if not is_open(value):
-                continue
-            for at, choice in everywhere(value, path, scope):
-                if id(choice) in env:
-                    shared[id(choice)] = env[id(choice)]
-                else:
-                    local[id(choice)] = Variable(at, choice.labels)
-        decided = {**shared, **local}
-        mine = [v for v in decided.values() if v.path not in self._fixed and v.size > 1]
+        met = _Met(env)
+        for value, path, scope in [
+            (block, place.path, place.scope),
+            *((v, at, scope) for _, at, scope, v in place.fields),
+        ]:
+            env = self._survey(value, path, scope, env, met)
+        mine = [variable for variable, known in met.found.items() if len(known.only) > 1]
         channels = wire.channels
         if channels.variables and set(channels.variables).isdisjoint(mine):
             channels = channels.alone  # where they come from makes no difference
         unknown: list[Unknown] = list(dict.fromkeys([*mine, *channels.variables]))
         total = prod(v.size for v in unknown)
         if total > SETTINGS:
-            widest = max(mine, key=lambda v: v.size)
+            widest = max(decisions(unknown), key=lambda v: v.size)
             raise Unmixable(f"block {block.label!r} has {total} settings, at most {SETTINGS} can be mixed", [widest])
-        settle = _Settler(self._supernet, block, place, shared, decided, self._fixed, self._wired)
+        settle = _Settler(self._supernet, block, place, met, self._wired)
         which = [settle(taken, channels.at(taken), wire.shape[1:]) for taken in combinations(unknown)]
         if not any(settle.found):
-            raise SpaceError(f"block {place.inside(block.label)[:-1]!r} can be built in none of its settings")
+            raise GraphError(f"block {place.inside(block.label)[:-1]!r} can be built in none of its settings")
         union = Union(self._supernet, unknown, settle.found, np.array(which, dtype=np.int64), wire.shape[0])
-        return _Leaf(union), {**env, **local}
+        return _Leaf(union), env
+
+
+def _entered(choice: OneOf, here: Taken, i: int, env: Env) -> Env:
+    """What is known inside an option."""
+    return {**env, **here.inside.get(i, {}), id(choice): replace(here, only=(i,))}
+
+
+def _left(choice: OneOf, here: Taken, before: Env, envs: Mapping[int, Env]) -> Env:
+    """What is known after a choice, from what is known after each of its options."""
+    inside = {
+        i: {key: known for key, known in env.items() if before.get(key) is not known and key != id(choice)}
+        for i, env in envs.items()
+    }
+    after = {**before, id(choice): replace(here, inside=inside)}
+    return {**after, **_either_known(list(inside.values()), here.variable)}
+
+
+def _either_known(envs: Sequence[Env], of: Variable) -> Env:
+    """What is known where one of several is true, which depends on a decision."""
+    if len(envs) == 1:
+        return envs[0]
+    found: dict[int, Taken | Sometimes] = {}
+    for key in dict.fromkeys(key for env in envs for key in env):
+        known = [env.get(key) for env in envs]
+        variables = {value.variable for value in known if value is not None}
+        variable = variables.pop() if len(variables) == 1 else None
+        taken = [value for value in known if isinstance(value, Taken)]
+        if variable is None or len(taken) < len(known):
+            found[key] = Sometimes(variable, of)
+        else:
+            inside = {i: _either_known([t.inside.get(i, {}) for t in taken], of) for t in taken for i in t.inside}
+            found[key] = Taken(variable, taken[0].only, inside)
+    return found
 
 
 @dataclass(frozen=True)
 class _Wired:
     """A block's graph, and names and keys of its nodes from the block on."""
 
-    block: Block  # kept, so that its id is not given out again
     graph: Graph
     mark: str
     names: tuple[str, ...]
@@ -709,26 +985,24 @@ class _Settler:
     """Makes the settings of a block; called with options, returns which of `found` it is."""
 
     def __init__(
-        self, supernet: Supernet, block: Block, place: Place, shared: Env, decided: Env, fixed: Mapping[str, Label],
-        wired: dict[Any, _Wired | None],
-    ) -> None:  # fmt: skip
+        self, supernet: Supernet, block: Block, place: Place, met: _Met, wired: dict[Any, tuple[Block, _Wired | None]]
+    ) -> None:
         self.found: list[Setting | None] = []
-        self._supernet, self._place, self._shared, self._fixed, self._wired = supernet, place, shared, fixed, wired
-        self._paths = {v.path: v for v in decided.values()}
+        self._supernet, self._place, self._met, self._wired = supernet, place, met, wired
         self._block = Walker(block, place.path, place.scope)
         self._fields = [(name, Walker(value, at, scope)) for name, at, scope, value in place.fields]
         self._known: dict[tuple[int, Channels], int] = {}
 
     def __call__(self, taken: Mapping[Unknown, int], channels: Channels, size: Shape) -> int:
         def index(variable: Variable) -> int:
-            if variable in taken:
-                return taken[variable]
-            return variable.labels.index(self._fixed[variable.path]) if variable.path in self._fixed else 0
+            only = self._met.found[variable].only
+            # What cannot be here makes no difference: it is as what can.
+            return taken[variable] if taken.get(variable) in only else only[0]
 
         def decide(decision: Decision) -> int:
-            return index(self._paths[decision.path])
+            return index(Variable(decision.path, decision.labels))
 
-        outer = {i: index(v) for i, v in self._shared.items()}
+        outer = {i: index(known.variable) for i, known in self._met.shared.items()}
         block = self._block.resolve(decide, outer)[0]
         changes = {name: walker.resolve(decide, outer)[0] for name, walker in self._fields}
         if changes:
@@ -742,14 +1016,16 @@ class _Settler:
     def _made(self, block: Block, shape: Shape, channels: Channels) -> Setting | None:
         key = id(block), shape
         if key not in self._wired:
-            self._wired[key] = self._wire(block, shape)
-        wired = self._wired[key]
+            self._wired[key] = block, self._wire(block, shape)  # a block that is kept has an id of its own
+        _, wired = self._wired[key]
         if wired is None:
             return None
         prefix = self._place.inside(wired.mark)
         keys = tuple([prefix + name for name in wired.keys])
         names = tuple([prefix + name for name in wired.names])
         found = locate(wired.graph, keys, self._supernet.extents, fixed=True, start=channels)
+        if not self._supernet.holds(wired.graph, keys, found):
+            return None  # no network has it: what decides the input's channels was forgotten on the way
         return Setting(wired.graph, names, keys, tuple(found), wired.flops)
 
     def _wire(self, block: Block, shape: Shape) -> _Wired | None:
@@ -760,4 +1036,4 @@ class _Settler:
             return None
         names = tuple(recorder.keys[node.name] for node in graph.nodes)
         keys = tuple(recorder.keys[node.weights or node.name] for node in graph.nodes)
-        return _Wired(block, graph, recorder.mark(block), names, keys, analyse(graph).flops)
+        return _Wired(graph, recorder.mark(block), names, keys, analyse(graph).flops)

@@ -70,7 +70,13 @@ class Settings:
             kind, low, high, expected = _NUMBERS[field.name]
             is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
             above = "above" in expected and value == 0 and field.name != "stop"
-            if not is_number or not low <= value <= high or above or (field.name == "stop" and 0 < value <= 1):
+            if (
+                not is_number
+                or not math.isfinite(value)
+                or not low <= value <= high
+                or above
+                or (field.name == "stop" and 0 < value <= 1)
+            ):
                 raise ConfigError(f"strategy.{field.name}: expected {expected}, got {value!r}")
         if self.warmup >= self.epochs:
             raise ConfigError(f"strategy.warmup: expected fewer than all {self.epochs} epochs, got {self.warmup}")

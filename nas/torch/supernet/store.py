@@ -20,7 +20,7 @@ from nas.errors import GraphError
 from nas.graph import Graph
 from nas.torch.build import RULES
 from nas.torch.init import initialise
-from nas.torch.supernet.channels import Channels, Extents, locate
+from nas.torch.supernet.channels import Channels, Extents, end, locate
 from nas.torch.supernet.names import keyed, marks
 
 if TYPE_CHECKING:
@@ -110,6 +110,15 @@ class Supernet(nn.Module):
                 if size is None or size.joined(_needed(found, i)) != size:
                     raise GraphError(f"{node.name}: the supernet has no weights of this size; is it of another space?")
         return found
+
+    def holds(self, graph: Graph, keys: Sequence[str], channels: Sequence[Channels]) -> bool:
+        """Whether there are weights for every node's channels."""
+        for node, key, rows in zip(graph.nodes, keys, channels, strict=True):
+            if isinstance(node.op, LEARNED):
+                size = self.sizes.get(key)
+                if size is None or size.rows < end(rows):
+                    return False
+        return True
 
     def tensor(self, key: str, name: str) -> Tensor:
         """Shared weights."""

@@ -68,6 +68,7 @@ class Node:
         channels: which of its channels there are.
         reads: for each input, which channels it has.
         moves: for each input whose channels are to be others, from which to which.
+        ordered: whether it looks at all channels, in the order that the network has them.
         shape: its output without the batch dimension; channels are those of all settings.
     """
 
@@ -77,6 +78,7 @@ class Node:
     channels: Table[Any]
     reads: list[Table[Any]]
     moves: dict[int, tuple[Channels, Channels]]
+    ordered: bool
     shape: Shape = ()
     modules: dict[int, nn.Module] = field(default_factory=dict)
 
@@ -177,12 +179,14 @@ class Union:
         size = self._only(table(lambda s, i: s.graph.shapes[i][1:]), "sizes of the map")
         reads = [table(lambda s, i, k=k: s.channels[s.graph.nodes[i].inputs[k]]) for k in range(arity)]
         moves: dict[int, tuple[Channels, Channels]] = {}
-        if all(op is None or isinstance(op, KEEPS) or _by_channel(op) for op in operations.values):
+        kinds = [op for op in operations.values if op is not None]
+        ordered = any(map(_looks_at_all, kinds))
+        if not ordered and all(isinstance(op, KEEPS) or _by_channel(op) for op in kinds):
             for k in range(arity):
                 pairs = table(lambda s, i, k=k: (s.channels[s.graph.nodes[i].inputs[k]], s.channels[i]))
                 if any(pair and pair[0] != pair[1] for pair in pairs.values):
                     moves[k] = self._only(pairs, "orders of channels")
-        return Node(key, operations, sources, channels, reads, moves, size)
+        return Node(key, operations, sources, channels, reads, moves, ordered, size)
 
     def _check(self, node: Node) -> None:
         kinds = [op for op in node.ops.values if op is not None]
@@ -200,7 +204,7 @@ class Union:
             alike |= all(isinstance(op, ops.PadChannels) for op in kinds)
         if not alike:
             raise Unmixable(f"its {_named(kinds[0])} differs in more than kernel and width", node.ops.variables)
-        if any(map(_looks_at_all, kinds)):
+        if node.ordered:
             for table in (*node.reads, node.channels):
                 if len({c for c in table.values if c is not None}) > 1:
                     raise Unmixable(f"its {_named(kinds[0])} works on different numbers of channels", table.variables)
@@ -234,13 +238,25 @@ class _Run:
             i: at for at, node in enumerate(self.union.nodes) for t in node.sources for i in t.values if i is not None
         }
         kept = set(self.union.output.values)
+        needed = self._needed()
         for at, node in enumerate(self.union.nodes):
-            if at != INPUT:
+            if at != INPUT and at in needed:
                 self.values[at] = self._compute(node, [self._read(table) for table in node.sources])
             for i in [i for i in self.values if last.get(i, -1) <= at and i not in kept and i != at]:
                 del self.values[i]
         result, _ = self._weighed(self._read(self.union.output))
         return padded(result, self.union.shape[0])
+
+    def _needed(self) -> set[int]:
+        """The nodes that make a difference: all, or those of the one setting that counts."""
+        nodes = self.union.nodes
+        if not self.beliefs.single:
+            return set(range(len(nodes)))
+        needed = {i for i, _ in self._shares(self.union.output)}
+        for at in reversed(range(len(nodes))):
+            if at in needed:
+                needed |= {i for table in nodes[at].sources for i, _ in self._shares(table)}
+        return needed
 
     def _shares(self, table: Table[Any]) -> Shares:
         there = [(i, value) for i, value in enumerate(table.values) if value is not None]
@@ -288,14 +304,14 @@ class _Run:
     def _compute(self, node: Node, read: list[tuple[Tensor, bool, int]]) -> Value:
         shares = self._shares(node.ops)
         op = shares[0][0]
+        if node.ordered:
+            return self._in_order(node, shares, read)
         if node.moves:
             read = [(*self._moved(value, node, k), -1) for k, value in enumerate(read)]
         if isinstance(op, ops.Conv | ops.Linear):
             return self._convolved(node, shares, read[0])
         if isinstance(op, ops.PadChannels):
             return padded(self._weighed(read[0])[0], node.shape[0]), True
-        if any(_looks_at_all(o) for o, _ in shares):
-            return self._in_order(node, shares, read)
         if len(read) > 1 and not isinstance(op, ops.Mul):
             xs = [self._weighed(value)[0] for value in read]
             if isinstance(op, ops.Concat):
@@ -315,12 +331,14 @@ class _Run:
         x, done = self._weighed(read)
         if k in node.moves:
             before, after = node.moves[k]
-            x = placed(taken(x, before, 1), after, node.shape[0])
+            x = placed(_picked(x, before), after, node.shape[0])
         return x, done
 
     def _in_order(self, node: Node, shares: Shares, read: list[tuple[Tensor, bool, int]]) -> Value:
         """What an operation makes of all channels, in the order that the network has them."""
-        xs = [taken(self._weighed(value)[0], _certain(node.reads[k]), 1) for k, value in enumerate(read)]
+        xs = [_picked(self._weighed(value)[0], _certain(node.reads[k])) for k, value in enumerate(read)]
+        if isinstance(shares[0][0], ops.Conv):
+            return self._grouped(node, shares, xs[0])
         y = self._mixed(shares, xs, node)
         weighed = isinstance(shares[0][0], ops.Slice | ops.Shuffle)
         return placed(y, _certain(node.channels), node.shape[0]), weighed
@@ -346,7 +364,7 @@ class _Run:
             weight, bias = None, None
             if self.affine:
                 weight, bias = (self._tensor(node, name) for name in ("weight", "bias"))
-                rows: Channels = _certain(node.channels) if _looks_at_all(op) else ((0, x.shape[1]),)
+                rows: Channels = _certain(node.channels) if node.ordered else ((0, x.shape[1]),)
                 weight, bias = taken(weight, rows, 0), taken(bias, rows, 0)
             if op.kind == "batch":
                 return F.batch_norm(x, None, None, weight, bias, training=True, eps=op.eps)
@@ -373,8 +391,6 @@ class _Run:
     def _convolved(self, node: Node, shares: Shares, read: tuple[Tensor, bool, int]) -> Value:
         x, weighed, source = read
         op = shares[0][0]
-        if isinstance(op, ops.Conv) and op.groups > 1:
-            return self._grouped(node, shares, read)
         weight = self._tensor(node, "weight")
         bias = self._tensor(node, "bias")[: node.shape[0]] if op.bias else None
         by_channel = _by_channel(op)
@@ -392,10 +408,8 @@ class _Run:
         y = F.conv2d(x, weight, bias, op.stride, padding, op.dilation, groups)
         return y, weighed and by_channel and bias is None
 
-    def _grouped(self, node: Node, shares: Shares, read: tuple[Tensor, bool, int]) -> Value:
-        """A convolution in groups, for which the order of channels matters."""
+    def _grouped(self, node: Node, shares: Shares, x: Tensor) -> Value:
         op, rows = shares[0][0], _certain(node.channels)
-        x = taken(self._weighed(read)[0], _certain(node.reads[0]), 1)
         weight = taken(self._tensor(node, "weight"), rows, 0)[:, : x.shape[1] // op.groups]
         bias = taken(self._tensor(node, "bias"), rows, 0) if op.bias else None
         weight, padding = _mixed_kernel(weight, shares)
@@ -443,6 +457,11 @@ def _mixed_kernel(weight: Tensor, shares: Shares) -> tuple[Tensor, ops.Pair]:
         top, left = (height - op.kernel[0]) // 2, (width - op.kernel[1]) // 2
         mask = mask + F.pad(share.expand(op.kernel), (left, left, top, top))
     return weight * mask.to(weight.dtype), padding
+
+
+def _picked(x: Tensor, channels: Channels) -> Tensor:
+    """The channels that a network has, in its order."""
+    return taken(padded(x, max(x.shape[1], end(channels))), channels, 1)
 
 
 def placed(x: Tensor, channels: Channels, extent: int) -> Tensor:
