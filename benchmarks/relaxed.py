@@ -11,8 +11,9 @@ Then, for `mobile`, the time of the usual mixed-operation supernet over ours: ea
 its own for every combination of block, kernel, expansion and squeeze-and-excitation; activations are weighted sums,
 widths are masks.
 
-Measurements take turns; ratios are medians over the rounds, of which the first are not counted: until memory is used
-again, steps take several times as long. Ends with 1 unless each first ratio is within its bound and the last at least 3.
+Measurements take turns; ratios are medians over the rounds, of which the first are not counted: until memory is
+used again, steps take several times as long. Ends with 1 unless each first ratio is within its bound and the last is
+at least 3.
 """
 
 from __future__ import annotations

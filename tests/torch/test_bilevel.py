@@ -27,7 +27,7 @@ from nas.torch.loader import Augment, Batches
 from nas.torch.supernet import Relaxed, Supernet
 from nas.torch.supernet.bilevel import Bilevel
 from nas.torch.supernet.mixing import KINDS
-from nas.torch.supernet.relaxed import weights_of
+from nas.torch.supernet.parts import weights_of
 from nas.torch.supernet.settings import Settings
 
 
@@ -126,7 +126,7 @@ def twice_differentiable(monkeypatch: pytest.MonkeyPatch) -> None:
         return weighted_sum(weights, [SMOOTH[kind](x) for kind in kinds])
 
     assert KINDS.keys() >= SMOOTH.keys()
-    for module in ("union", "relaxed"):
+    for module in ("union", "parts"):
         monkeypatch.setattr(f"nas.torch.supernet.{module}.weighted_sum", weighted_sum)
     monkeypatch.setattr("nas.torch.supernet.union.mixed_activation", mixed_activation)
 

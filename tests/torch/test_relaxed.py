@@ -53,7 +53,8 @@ from nas.plugins import make_space
 from nas.space import Space
 from nas.torch.supernet import Relaxed, Supernet
 from nas.torch.supernet.mixing import CHUNK, KINDS, mixed_activation, weighted_sum
-from nas.torch.supernet.relaxed import KEPT, weights_of
+from nas.torch.supernet.parts import weights_of
+from nas.torch.supernet.relaxed import KEPT
 from nas.torch.supernet.tables import Beliefs, Derived, Table, Variable, decisions
 
 SHIPPED: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
@@ -470,7 +471,7 @@ def test_what_cannot_be_relaxed_is_one_clear_line(name: str) -> None:
 
 
 def test_blocks_with_too_many_settings_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nas.torch.supernet.relaxed.SETTINGS", 11)
+    monkeypatch.setattr("nas.torch.supernet.building.SETTINGS", 11)
     relaxed = relaxed_of(space_of(Branches((Conv(OneOf(2, 3)), Conv(OneOf(4, 5, 6)), Conv(OneOf(7, 8))))))
     check(relaxed, 6)
     assert list(relaxed.sampled) == ["body.blocks.1.width"]

@@ -24,7 +24,8 @@ from torch.nn import functional
 from nas.choices import Decision, Genotype, Label
 from nas.errors import EvaluationError
 from nas.torch.checkpoint import Checkpoint
-from nas.torch.supernet.relaxed import Relaxed, weights_of
+from nas.torch.supernet.parts import weights_of
+from nas.torch.supernet.relaxed import Relaxed
 from nas.torch.supernet.settings import Settings
 from nas.torch.supernet.training import resized
 from nas.torch.train import finite, own_randomness, trial_errors
