@@ -33,7 +33,7 @@ RESOLUTIONS = 4
 """For how many sizes the images are kept on the device."""
 
 DEFAULTS: Mapping[str, Any] = {"epochs": 40, "batch": 64, "lr": 0.1, "weight_decay": 4e-5, "clip": None}
-"""Where they are not those of `nas.torch.recipe.Recipe`. `benchmarks/supernet.py` measures what they are worth."""
+"""Where they are not those of `nas.torch.recipe.Recipe`. `benchmarks/one_shot.py` measures what they are worth."""
 
 
 def _signature() -> inspect.Signature:

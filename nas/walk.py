@@ -149,11 +149,11 @@ class Row:
     @cached_property
     def _shared(self) -> list[list[tuple[str, OneOf]]]:
         """For each part where the choices in it may be decided that also stand in an earlier one."""
-        taken: set[int] = set()
+        met: Met = {}
         decided: list[tuple[str, OneOf]] = []
         found: list[list[tuple[str, OneOf]]] = []
         for path, value in self._parts:
-            here = list(everywhere(value, path, "", taken))
+            here = list(everywhere(value, path, "", met))
             elsewhere = {id(choice) for at in everywhere(value, path) if at not in here for choice in at[1:]}
             found.append([(at, choice) for at, choice in decided if id(choice) in elsewhere])
             decided += here
@@ -335,28 +335,36 @@ def survey(template: Any) -> dict[str, tuple[Label, ...]]:
     return {path: tuple(labels) for path, labels in found.items()}
 
 
-def everywhere(
-    value: Any, path: str = "", scope: str = "", taken: set[int] | None = None
-) -> Iterator[tuple[str, OneOf]]:
-    """Every choice in a value with its path, in reading order; none whose id is in `taken`, which is added to."""
-    taken = set() if taken is None else taken
+Met: TypeAlias = dict[int, Sequence[Any]]
+"""Choices that were met, by id; for each of their options what had been met after it."""
+
+
+def everywhere(value: Any, path: str = "", scope: str = "", met: Met | None = None) -> Iterator[tuple[str, OneOf]]:
+    """Every choice in a value with its path, in reading order; none that is in `met`, which is added to."""
+    met = {} if met is None else met
     if isinstance(value, OneOf):
-        if id(value) not in taken:
-            taken.add(id(value))
+        before = met.get(id(value))
+        if before is None:
             yield decision_path(value, path, scope), value
-            for option in value.options:
-                yield from everywhere(option, path, scope, set(taken))  # what one option decides is open in another
+        after: list[Met] = []
+        for i, option in enumerate(value.options):
+            # What one option decides is open in another. Met again, it is open no more, but for what a `Repeat` in it
+            # has anew wherever it stands.
+            inside: Met = {**met, id(value): (), **(before[i] if before else {})}
+            yield from everywhere(option, path, scope, inside)
+            after.append(inside)
+        met[id(value)] = after
     elif isinstance(value, Repeat):
-        yield from everywhere(value.times, join(path, "times"), scope, taken)
+        yield from everywhere(value.times, join(path, "times"), scope, met)
         most = max(value.times.options) if isinstance(value.times, OneOf) else value.times
         for name, child in (*value.each.items(), *value.first.items()):
-            yield from everywhere(child, join(path, name), scope, taken)
+            yield from everywhere(child, join(path, name), scope, met)
         for i in range(min(most, 1) if value.shared else most):
             inner = join(path, "each" if value.shared else str(i))
-            yield from everywhere(value.block, inner, inner, set(taken))
+            yield from everywhere(value.block, inner, inner, dict(met))
     elif isinstance(value, tuple):
         for i, child in enumerate(value):
-            yield from everywhere(child, join(path, str(i)), scope, taken)
+            yield from everywhere(child, join(path, str(i)), scope, met)
     else:
         for name, child in open_children(value):
-            yield from everywhere(child, join(path, name), scope, taken)
+            yield from everywhere(child, join(path, name), scope, met)

@@ -297,3 +297,17 @@ def test_what_is_shared_is_counted_once() -> None:
         for a, b, c in zip(many[:20], many[20:40], many[40:], strict=True)
     )
     assert Space(Red(pairs), input_shape=(1, 4, 4), classes=2).size() == 300**20
+
+
+def test_a_repetition_in_a_choice_that_stands_twice_decides_anew_in_each_place() -> None:
+    block = OneOf(Repeat(Conv(OneOf(4, 8)), OneOf(1, 2)), Conv(8), labels=("several", "one"))
+    space = Space(Chain(a=block, c=block, head=Head(4)), input_shape=(3, 8, 8), classes=4)
+    assert list(space.paths) == ["a", "a.times", "a.0.width", "a.1.width", "c.0.width", "c.1.width"]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        genotype = space.sample(rng)
+        assert set(genotype) <= set(space.paths)
+        assert space.decode(space.encode(genotype)) == genotype
+        assert space.costs(genotype) == space.architecture(genotype).metrics()
+    assert space.size() == 1 + 4 + 16
+    assert len({tuple(g.items()) for g in space.enumerate()}) == 21
