@@ -126,9 +126,9 @@ def twice_differentiable(monkeypatch: pytest.MonkeyPatch) -> None:
         return weighted_sum(weights, [SMOOTH[kind](x) for kind in kinds])
 
     assert KINDS.keys() >= SMOOTH.keys()
-    for module in ("union", "parts"):
+    for module in ("running", "parts"):
         monkeypatch.setattr(f"nas.torch.supernet.{module}.weighted_sum", weighted_sum)
-    monkeypatch.setattr("nas.torch.supernet.union.mixed_activation", mixed_activation)
+    monkeypatch.setattr("nas.torch.supernet.running.mixed_activation", mixed_activation)
 
 
 def exact_unrolled(search: Bilevel) -> list[Tensor]:

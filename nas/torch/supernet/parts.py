@@ -13,6 +13,7 @@ from nas.errors import SpaceError
 from nas.ops import Shape
 from nas.torch.supernet.channels import Channels, leading
 from nas.torch.supernet.mixing import weighted_sum
+from nas.torch.supernet.running import Run, padded
 from nas.torch.supernet.tables import (
     LARGEST,
     Beliefs,
@@ -21,7 +22,7 @@ from nas.torch.supernet.tables import (
     combined,
     entries,
 )
-from nas.torch.supernet.union import Union, Unmixable, padded
+from nas.torch.supernet.union import Union, Unmixable
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Leaf(Part):
         self.out = Wire(union.shape, table)
 
     def run(self, step: Step, x: Tensor) -> Tensor:
-        return self._union.run(step.beliefs, x, affine=step.affine, training=step.training)
+        return Run(self._union, step.beliefs, step.affine, step.training)(x)
 
     def flops(self, beliefs: Beliefs) -> Tensor:
         table = self._union.flops
