@@ -16,6 +16,7 @@ settings.load_profile("noisy")
 sys.path.insert(0, str(Path(__file__).parent))  # `toys` is named on the command line as a user's module would be
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several test processes (`make test`), one has all tests that start Ray: two clusters at once are slow."""
     for item in items:
