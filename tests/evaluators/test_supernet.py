@@ -303,12 +303,13 @@ def test_ctrl_c_ends_a_preparation_at_once_and_says_how_to_go_on(tmp_path: Path)
     folder = tmp_path / "run"
     arguments = new(folder, epochs=500, scheme="sandwich")
     process = subprocess.Popen(
-        arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     )  # fmt: skip
     while process.poll() is None and not (folder / "prepare/evaluator/checkpoint.pt").exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"stopped; go on with: nas resume {folder}" in out.replace("\n", "")
     assert out.startswith(f"run {folder}")
