@@ -192,7 +192,7 @@ def test_names_with_options() -> None:
 def test_whatever_fits_is_compared(macro: Problem) -> None:
     fit, others = fitting(macro)
     assert {"random", "evolution", "local-search", "tpe"} <= set(fit)
-    assert others == {"scaling": "it brings its own space"}
+    assert others == {"scaling": "it brings its own space", "darts": "it trains before it proposes"}
 
 
 @pytest.mark.parametrize("name", PEERS)

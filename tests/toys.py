@@ -99,6 +99,7 @@ class Accident(Toy):
         return super().evaluate(arch, seed=seed, budget=budget, workdir=workdir, report=report)
 
     def _befall(self, number: int) -> None:
+        time.sleep(0.5)  # what was said before is heard: a result lost with its worker would be one retry more
         if self.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.fault == "segfault":

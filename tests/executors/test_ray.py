@@ -81,7 +81,8 @@ def retries(folder: Path) -> int:
 
 
 def test_what_the_workers_find_is_what_one_process_finds(tmp_path: Path) -> None:
-    trials = [trial for trial in finish(tmp_path / "run", Toy(), trials=12).values() if trial.evaluated]
+    slow = Toy(delay=0.2)  # so that a worker that opens late finds something to do
+    trials = [trial for trial in finish(tmp_path / "run", slow, trials=12).values() if trial.evaluated]
     space = toy_space()
     for trial in trials:
         expected = toy_metrics(space.architecture(trial.genotype))
