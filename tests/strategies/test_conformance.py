@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nas.plugins import available, make_strategy
+import pytest
+
+from nas.plugins import available, make_space, make_strategy
 from nas.space import Space
 from nas.strategy import Strategy
-from nas.testing import StrategyConformance
+from nas.testing import ACCURACY, FLOPS, StrategyConformance, toy_trials
 from nas.trial import Limit, Objective
 
 
@@ -62,3 +64,17 @@ PREPARES = {"darts"}  # has a long job first: see test_darts.py
 
 def test_every_installed_strategy_is_tested_here() -> None:
     assert set(available("strategies")) == {cls.name for cls in Named.__subclasses__()} | OWN_SPACE | PREPARES
+
+
+SMALL = {"nasbench201": {"channels": 4, "cells": 1}, "darts": {"channels": 4, "cells": 3}, "mobile": {"width": 0.25}}
+
+
+@pytest.mark.parametrize("space", sorted(available("search_spaces")))
+@pytest.mark.parametrize("strategy", sorted(set(available("strategies")) - OWN_SPACE - PREPARES))
+def test_every_strategy_searches_every_space(strategy: str, space: str) -> None:
+    searched = make_space(space, (3, 32, 32), 10, SMALL.get(space, {}))
+    made = make_strategy(strategy, searched, [ACCURACY, FLOPS], (), options={})
+    trials = list(toy_trials(made, searched, 12))
+    for trial in trials:
+        searched.check(trial.genotype)
+    assert len({trial.key for trial in trials}) >= 10

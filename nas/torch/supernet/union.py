@@ -22,9 +22,6 @@ from nas.torch.supernet.channels import KEEPS, Channels, end
 from nas.torch.supernet.store import Supernet
 from nas.torch.supernet.tables import Table, Unknown
 
-ABSENT = None
-"""The value of a table where the node is not there."""
-
 INPUT = 0
 """The block's input among its nodes."""
 
@@ -58,7 +55,7 @@ class Node:
 
     Attributes:
         key: of its weights.
-        ops: what it is in each setting, `ABSENT` where it is not there.
+        ops: what it is in each setting, None where it is not there.
         sources: for each input, which node it reads.
         channels: which of its channels there are.
         reads: for each input, which channels it has.
