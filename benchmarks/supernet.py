@@ -37,6 +37,7 @@ from nas.choices import Genotype
 from nas.errors import GraphError
 from nas.plugins import make_space
 from nas.space import Space
+from nas.torch.runtime import prepare
 from nas.torch.supernet import Path, Relaxed, Supernet
 from nas.torch.supernet.store import _largest
 
@@ -57,7 +58,7 @@ def main() -> int:
     parser.add_argument("--spaces", default=",".join(KINDS))
     parser.add_argument("--branches", action=argparse.BooleanOptionalAction, default=True, help="the second comparison")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    prepare(torch.device("cpu"), threads=1)
     torch.manual_seed(0)
     x, y = torch.randn(args.batch, 3, 32, 32), torch.randint(0, 10, (args.batch,))
     good = True

@@ -25,8 +25,8 @@ from nas.space import Space
 from nas.torch.data import Split
 from nas.torch.loader import Augment, Batches
 from nas.torch.supernet import Relaxed, Supernet
+from nas.torch.supernet.activations import KINDS
 from nas.torch.supernet.bilevel import Bilevel
-from nas.torch.supernet.mixing import KINDS
 from nas.torch.supernet.parts import weights_of
 from nas.torch.supernet.settings import Settings
 
@@ -122,7 +122,10 @@ def twice_differentiable(monkeypatch: pytest.MonkeyPatch) -> None:
     def weighted_sum(weights: Sequence[Tensor], xs: Sequence[Tensor]) -> Tensor:
         return torch.stack([weight.to(x.dtype) * x for weight, x in zip(weights, xs, strict=True)]).sum(0)
 
-    def mixed_activation(x: Tensor, kinds: Sequence[str], weights: Sequence[Tensor]) -> Tensor:
+    def mixed_activation(
+        x: Tensor, kinds: Sequence[str], weights: Sequence[Tensor], slope: Tensor | None = None
+    ) -> Tensor:
+        assert slope is None
         return weighted_sum(weights, [SMOOTH[kind](x) for kind in kinds])
 
     assert KINDS.keys() >= SMOOTH.keys()

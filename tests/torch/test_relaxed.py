@@ -52,7 +52,8 @@ from nas.errors import GraphError, SpaceError
 from nas.plugins import make_space
 from nas.space import Space
 from nas.torch.supernet import Relaxed, Supernet
-from nas.torch.supernet.mixing import CHUNK, KINDS, mixed_activation, weighted_sum
+from nas.torch.supernet.activations import CHUNK, FEW, KINDS, mixed_activation
+from nas.torch.supernet.mixing import weighted_sum
 from nas.torch.supernet.parts import weights_of
 from nas.torch.supernet.relaxed import KEPT
 from nas.torch.supernet.tables import Beliefs, Derived, Table, Variable, decisions
@@ -759,6 +760,40 @@ def test_each_activation_far_from_zero_and_beyond_a_chunk(kind: str) -> None:
         assert torch.allclose(found, expected, rtol=1e-10, atol=atol)
         (a,), (b,) = (torch.autograd.grad(y.sum(), leaf) for y, leaf in zip((found, expected), leaves, strict=True))
         assert torch.allclose(a, b, rtol=1e-10, atol=atol)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "vectors" not in name])
+@pytest.mark.parametrize("size", [5, 73])
+@pytest.mark.parametrize("count", [FEW, len(PLAIN)])
+def test_a_mixture_with_a_slope_below_zero(count: int, size: int, layout: str) -> None:
+    """As PReLU has for each channel; activations are computed one by one or, of large tensors, looked up."""
+    x, p = LAYOUTS[layout](3 * noise(5, 4, size, size)).float(), noise(count, seed=9).softmax(0)
+    slope = noise(x.shape[1]).float()
+    x[0, 0, 0, :3] = torch.tensor([1e8, -1e8, 0.5])  # far outside of any table
+
+    def plain(w: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+        mixed = [v.float() * f(x) for v, f in zip(w, list(PLAIN.values())[:count], strict=True)]
+        return torch.stack(mixed).sum(0) + slope.view(1, -1, 1, 1) * x.clamp_max(0)
+
+    leaves = [[t.clone().requires_grad_() for t in (p, x, slope)] for _ in range(2)]
+    found = mixed_activation(leaves[0][1], list(PLAIN)[:count], list(leaves[0][0]), leaves[0][2])
+    expected = plain(*leaves[1])
+    assert torch.allclose(found, expected, rtol=1e-5, atol=3e-6)
+    factor = noise(*x.shape, seed=3).float()
+    factor[0, 0, 0, :2] = 0  # their sums would hide all others
+    of_p, of_x, of_slope = zip(*(torch.autograd.grad((y * factor).sum(), t)
+                                 for y, t in zip((found, expected), leaves, strict=True)), strict=True)  # fmt: skip
+    assert torch.allclose(*of_p, rtol=1e-4, atol=1e-4 * float(of_p[1].abs().max()))
+    assert torch.allclose(*of_slope, rtol=1e-4, atol=1e-4 * float(of_slope[1].abs().max()))
+    at_a_kink = torch.isin(x.round(decimals=2), torch.tensor([-3.0, 0.0, 3.0, 6.0]))
+    assert torch.allclose(of_x[0][~at_a_kink], of_x[1][~at_a_kink], rtol=1e-3, atol=2e-3)
+
+
+def test_what_is_not_a_number_stays_one() -> None:
+    x = torch.zeros(1, 1, CHUNK, 1)
+    x[0, 0, 7] = torch.nan
+    found = mixed_activation(x, list(PLAIN), list(torch.ones(len(PLAIN))))
+    assert found.isnan().nonzero().tolist() == [[0, 0, 7, 0]]
 
 
 def test_every_activation_of_the_spaces_can_be_mixed() -> None:

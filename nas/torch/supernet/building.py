@@ -16,6 +16,7 @@ from nas.blocks.edges import FactorizedSkip, PreConv
 from nas.choices import Label, OneOf, Repeat, open_children
 from nas.errors import GraphError, SpaceError
 from nas.torch.supernet.channels import leading, merged
+from nas.torch.supernet.identities import with_identities
 from nas.torch.supernet.parts import (
     CellEdge,
     CellPart,
@@ -406,5 +407,6 @@ class Builder:
         which = [settle(taken, channels.at(taken), wire.shape[1:]) for taken in combinations(unknown)]
         if not any(settle.found):
             raise GraphError(f"block {place.inside(block.label)[:-1]!r} can be built in none of its settings")
-        union = Union(self._supernet, unknown, settle.found, np.array(which, dtype=np.int64), wire.shape[0])
+        settings = with_identities(settle.found)
+        union = Union(self._supernet, unknown, settings, np.array(which, dtype=np.int64), wire.shape[0])
         return Leaf(union), env

@@ -12,8 +12,10 @@ from torch.nn import functional as F  # noqa: N812  (as everywhere)
 from nas import ops
 from nas.ops import Op
 from nas.torch.build import RULES
+from nas.torch.supernet.activations import mixed_activation
 from nas.torch.supernet.channels import Channels, end
-from nas.torch.supernet.mixing import mixed_activation, weighted_sum
+from nas.torch.supernet.identities import IDENTITY
+from nas.torch.supernet.mixing import weighted_sum
 from nas.torch.supernet.path import centre, taken
 from nas.torch.supernet.tables import Beliefs, Table
 from nas.torch.supernet.union import INPUT, Node, Union, by_channel, certain
@@ -77,8 +79,10 @@ class Run:
         if self.beliefs.single:
             best, value = max(there, key=lambda at: float(p[at[0]].detach()))
             return [(value, p[best] / p[best].detach().clamp_min(1e-30))]  # 1, with a gradient
-        total = p[[i for i, _ in there]].sum().clamp_min(1e-30)
-        return [(value, p[i] / total) for i, value in there]
+        if len(there) < len(p):
+            p = p[[i for i, _ in there]]
+        p = p / p.sum().clamp_min(1e-30)
+        return [(value, share) for (_, value), share in zip(there, p.unbind(), strict=True)]
 
     def _read(self, table: Table[Any]) -> tuple[Tensor, bool, int]:
         """What a node reads: one value, or the mixture of several; and of which node it is, -1 for a mixture."""
@@ -97,12 +101,18 @@ class Run:
         shares = self._shares(node.channels)
         if len(shares) == 1 and shares[0][0] == ((0, extent),):
             return None
-        gate = torch.zeros(extent, dtype=torch.float64, device=like.device)
-        for channels, share in shares:
-            mask = torch.zeros(extent, dtype=torch.float64, device=like.device)
-            for first, n in channels:
-                mask[first : first + n] = 1
-            gate = gate + (mask if share is None else mask * share)
+        if (extent, like.device) not in node.masks:
+            node.masks[extent, like.device] = {
+                channels: _mask(channels, extent, like.device)
+                for channels in node.channels.values
+                if channels is not None
+            }
+        masks = node.masks[extent, like.device]
+        if shares[0][1] is None:
+            return masks[shares[0][0]].to(like.dtype)
+        gate = torch.stack([share for _, share in shares if share is not None]) @ torch.stack(
+            [masks[channels] for channels, _ in shares]
+        )
         return gate.to(like.dtype)
 
     def _weighed(self, read: tuple[Tensor, bool, int]) -> Value:
@@ -158,16 +168,27 @@ class Run:
         """The outputs of all that an operation can be."""
         if shares[0][1] is None:
             return self._apply(shares[0][0], xs, node)
-        weights = [share for _, share in shares if share is not None]
-        kinds = [op.kind for op, _ in shares if isinstance(op, ops.Activation)]
-        if len(kinds) == len(shares):
-            return mixed_activation(xs[0], kinds, weights)
-        if len(kinds) > 1:
-            plain = [w for (op, _), w in zip(shares, weights, strict=True) if isinstance(op, ops.Activation)]
-            rest = [(op, w) for (op, _), w in zip(shares, weights, strict=True) if not isinstance(op, ops.Activation)]
-            ys = [mixed_activation(xs[0], kinds, plain), *(self._apply(op, xs, node) for op, _ in rest)]
-            return weighted_sum([torch.ones_like(plain[0]), *(w for _, w in rest)], ys)
-        return weighted_sum(weights, [self._apply(op, xs, node) for op, _ in shares])
+        kinds: dict[str, Tensor] = {}
+        slope: Tensor | None = None
+        ys: list[Tensor] = []
+        weights: list[Tensor] = []
+        for op, share in shares:
+            assert share is not None
+            if isinstance(op, ops.Activation):
+                kinds[op.kind] = kinds.get(op.kind, 0) + share
+            elif isinstance(op, ops.PReLU):  # a ReLU, and a slope below 0
+                kinds["relu"] = kinds.get("relu", 0) + share
+                slope = self._tensor(node, "weight")[: xs[0].shape[1]] * share.to(xs[0].dtype)
+            else:
+                ys.append(self._apply(op, xs, node))
+                weights.append(share)
+        if kinds:
+            mixed = mixed_activation(xs[0], list(kinds), list(kinds.values()), slope)
+            if not ys:
+                return mixed
+            ys.append(mixed)
+            weights.append(torch.ones_like(weights[0]))
+        return weighted_sum(weights, ys)
 
     def _apply(self, op: Op, xs: Sequence[Tensor], node: Node) -> Tensor:
         x = xs[0]
@@ -185,6 +206,8 @@ class Run:
         if isinstance(op, ops.PReLU):
             above = F.relu(x)  # the gradient of torch's own takes several times as long
             return above + self._tensor(node, "weight")[: x.shape[1]].view(1, -1, *[1] * (x.dim() - 2)) * (x - above)
+        if op == IDENTITY:
+            return x
         if isinstance(op, ops.Module):
             wrapped: Tensor = self.supernet.module_of(node.key)(*xs)
             return wrapped
@@ -241,6 +264,14 @@ def _mixed_kernel(weight: Tensor, shares: Shares) -> tuple[Tensor, ops.Pair]:
         top, left = (height - op.kernel[0]) // 2, (width - op.kernel[1]) // 2
         mask = mask + F.pad(share.expand(op.kernel), (left, left, top, top))
     return weight * mask.to(weight.dtype), padding
+
+
+def _mask(channels: Channels, extent: int, device: torch.device) -> Tensor:
+    """1 for the channels that there are."""
+    mask = torch.zeros(extent, dtype=torch.float64, device=device)
+    for first, n in channels:
+        mask[first : first + n] = 1
+    return mask
 
 
 def _picked(x: Tensor, channels: Channels) -> Tensor:
