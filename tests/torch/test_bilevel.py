@@ -119,12 +119,10 @@ SMOOTH: Mapping[str, Callable[[Tensor], Tensor]] = {
 def twice_differentiable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same mixtures, written so that autograd can differentiate them again."""
 
-    def weighted_sum(weights: Sequence[Tensor], xs: Sequence[Tensor]) -> Tensor:
+    def weighted_sum(weights: Tensor, xs: Sequence[Tensor]) -> Tensor:
         return torch.stack([weight.to(x.dtype) * x for weight, x in zip(weights, xs, strict=True)]).sum(0)
 
-    def mixed_activation(
-        x: Tensor, kinds: Sequence[str], weights: Sequence[Tensor], slope: Tensor | None = None
-    ) -> Tensor:
+    def mixed_activation(x: Tensor, kinds: Sequence[str], weights: Tensor, slope: Tensor | None = None) -> Tensor:
         assert slope is None
         return weighted_sum(weights, [SMOOTH[kind](x) for kind in kinds])
 

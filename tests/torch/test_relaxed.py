@@ -738,9 +738,9 @@ def test_mixtures_are_sums(layout: str, dtype: torch.dtype) -> None:
     def plain(w: Tensor, *values: Tensor) -> Tensor:
         return torch.stack([v.to(dtype) * x for v, x in zip(w, values, strict=False)]).sum(0)
 
-    assert_same(lambda w, *xs: weighted_sum(list(w[:3]), xs), plain, [p, *xs], dtype)
+    assert_same(lambda w, *xs: weighted_sum(w[:3], xs), plain, [p, *xs], dtype)
     assert_same(
-        lambda w, x: mixed_activation(x, list(PLAIN), list(w)),
+        lambda w, x: mixed_activation(x, list(PLAIN), w),
         lambda w, x: plain(w, *[activation(x) for activation in PLAIN.values()]),
         [p, xs[0]], dtype,
     )  # fmt: skip
@@ -754,7 +754,7 @@ def test_each_activation_far_from_zero_and_beyond_a_chunk(kind: str) -> None:
     x = x[:, (x.view(-1).abs() > 1e-12) & ((x.view(-1) - 6).abs() > 1e-9)]
     for dtype in (torch.float32, torch.float64):
         one, atol = torch.ones(1, dtype=torch.float64), 3e-6 if dtype is torch.float32 else 1e-12
-        mine = lambda w, y: mixed_activation(y, [kind], list(w))  # noqa: E731
+        mine = lambda w, y: mixed_activation(y, [kind], w)  # noqa: E731
         leaves = [x.to(dtype).requires_grad_(), x.to(dtype).requires_grad_()]
         found, expected = mine(one, leaves[0]), PLAIN[kind](leaves[1])
         assert torch.allclose(found, expected, rtol=1e-10, atol=atol)
@@ -776,7 +776,7 @@ def test_a_mixture_with_a_slope_below_zero(count: int, size: int, layout: str) -
         return torch.stack(mixed).sum(0) + slope.view(1, -1, 1, 1) * x.clamp_max(0)
 
     leaves = [[t.clone().requires_grad_() for t in (p, x, slope)] for _ in range(2)]
-    found = mixed_activation(leaves[0][1], list(PLAIN)[:count], list(leaves[0][0]), leaves[0][2])
+    found = mixed_activation(leaves[0][1], list(PLAIN)[:count], *leaves[0][::2])
     expected = plain(*leaves[1])
     assert torch.allclose(found, expected, rtol=1e-5, atol=3e-6)
     factor = noise(*x.shape, seed=3).float()
@@ -792,7 +792,7 @@ def test_a_mixture_with_a_slope_below_zero(count: int, size: int, layout: str) -
 def test_what_is_not_a_number_stays_one() -> None:
     x = torch.zeros(1, 1, CHUNK, 1)
     x[0, 0, 7] = torch.nan
-    found = mixed_activation(x, list(PLAIN), list(torch.ones(len(PLAIN))))
+    found = mixed_activation(x, list(PLAIN), torch.ones(len(PLAIN)))
     assert found.isnan().nonzero().tolist() == [[0, 0, 7, 0]]
 
 

@@ -87,17 +87,16 @@ KINDS: Mapping[str, _Kind] = {
 }
 
 
-def mixed_activation(x: Tensor, kinds: Sequence[str], weights: Sequence[Tensor], slope: Tensor | None = None) -> Tensor:
+def mixed_activation(x: Tensor, kinds: Sequence[str], weights: Tensor, slope: Tensor | None = None) -> Tensor:
     """Sum of activations of one tensor, each times a number.
 
     Args:
         x: (N, C, ...).
         kinds: of `KINDS`.
-        weights: a number for each.
+        weights: (kinds,).
         slope: (C,); what to add, times the channel's slope, where x is below 0 (a PReLU is this and a ReLU).
     """
-    p = torch.stack(list(weights)).to(x.dtype)
-    result: Tensor = _MixedActivation.apply(x, p, slope, tuple(kinds))  # type: ignore[no-untyped-call]
+    result: Tensor = _MixedActivation.apply(x, weights.to(x.dtype), slope, tuple(kinds))  # type: ignore[no-untyped-call]
     return result
 
 

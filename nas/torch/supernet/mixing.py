@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def weighted_sum(weights: Sequence[Tensor], xs: Sequence[Tensor]) -> Tensor:
-    """Sum of tensors of one shape, each times a number."""
-    result: Tensor = _WeightedSum.apply(torch.stack(list(weights)).to(xs[0].dtype), *xs)  # type: ignore[no-untyped-call]
+def weighted_sum(weights: Tensor, xs: Sequence[Tensor]) -> Tensor:
+    """Sum of tensors of one shape, each times one of the weights (n,)."""
+    result: Tensor = _WeightedSum.apply(weights.to(xs[0].dtype), *xs)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -331,4 +331,4 @@ def either(variable: Variable, wires: Mapping[int, Wire]) -> Wire:
 
 
 def _sum(parts: Sequence[tuple[Tensor, Tensor]], wire: Wire) -> Tensor:
-    return weighted_sum([weight for _, weight in parts], [padded(x, wire.shape[0]) for x, _ in parts])
+    return weighted_sum(torch.stack([weight for _, weight in parts]), [padded(x, wire.shape[0]) for x, _ in parts])

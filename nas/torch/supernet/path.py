@@ -220,12 +220,16 @@ def _forgetful(module: nn.Module) -> nn.Module:
 
 
 def taken(tensor: Tensor, channels: Channels, dim: int) -> Tensor:
-    """The given channels along an axis; a view where they are one stretch."""
+    """The given channels along an axis; a view where they are one stretch, the tensor itself where they are all."""
+    if channels == ((0, tensor.shape[dim]),):  # a view's gradient is a copy
+        return tensor
     parts = [tensor.narrow(dim, first, n) for first, n in channels]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def centre(weight: Tensor, kernel: ops.Pair) -> Tensor:
     """The middle of a convolution's kernel."""
+    if weight.shape[2:] == kernel:
+        return weight
     top, left = ((weight.shape[axis] - size) // 2 for axis, size in zip((2, 3), kernel, strict=True))
     return weight[:, :, top : top + kernel[0], left : left + kernel[1]]

@@ -23,8 +23,8 @@ from nas.torch.supernet.union import INPUT, Node, Union, by_channel, certain
 _NOT_ZERO_AT_ZERO = ("sigmoid", "hard_sigmoid")
 
 
-Shares: TypeAlias = list[tuple[Any, Tensor | None]]
-"""Values of a table and how probable each is where the node is there; None: certain."""
+Shares: TypeAlias = tuple[list[Any], Tensor | None]
+"""Values of a table, and how probable each is where the node is there; None: there is one, and it is certain."""
 
 
 Value: TypeAlias = tuple[Tensor, bool]
@@ -65,54 +65,37 @@ class Run:
         nodes = self.union.nodes
         if not self.beliefs.single:
             return set(range(len(nodes)))
-        needed = {i for i, _ in self._shares(self.union.output)}
+        needed = set(self._shares(self.union.output)[0])
         for at in reversed(range(len(nodes))):
             if at in needed:
-                needed |= {i for table in nodes[at].sources for i, _ in self._shares(table)}
+                needed.update(*[self._shares(table)[0] for table in nodes[at].sources])
         return needed
 
     def _shares(self, table: Table[Any]) -> Shares:
-        there = [(i, value) for i, value in enumerate(table.values) if value is not None]
-        if len(there) == 1:
-            return [(there[0][1], None)]
-        p = self.beliefs.over(table)
-        if self.beliefs.single:
-            best, value = max(there, key=lambda at: float(p[at[0]].detach()))
-            return [(value, p[best] / p[best].detach().clamp_min(1e-30))]  # 1, with a gradient
-        if len(there) < len(p):
-            p = p[[i for i, _ in there]]
-        p = p / p.sum().clamp_min(1e-30)
-        return [(value, share) for (_, value), share in zip(there, p.unbind(), strict=True)]
+        return self.beliefs.shares(table)
 
     def _read(self, table: Table[Any]) -> tuple[Tensor, bool, int]:
         """What a node reads: one value, or the mixture of several; and of which node it is, -1 for a mixture."""
-        shares = self._shares(table)
-        if shares[0][1] is None:
-            i = shares[0][0]
-            return *self.values[i], i
-        extent = max(self.values[i][0].shape[1] for i, _ in shares)
-        xs = [padded(self._weighed((*self.values[i], i))[0], extent) for i, _ in shares]
-        return weighted_sum([share for _, share in shares if share is not None], xs), True, -1
+        found, p = self._shares(table)
+        if p is None:
+            return *self.values[found[0]], found[0]
+        extent = max(self.values[i][0].shape[1] for i in found)
+        xs = [padded(self._weighed((*self.values[i], i))[0], extent) for i in found]
+        return weighted_sum(p, xs), True, -1
 
     def _gate(self, i: int, like: Tensor) -> Tensor | None:
         """How probable each channel of a node's is; None where all are certain."""
         node = self.union.nodes[i]
         extent = like.shape[1]
-        shares = self._shares(node.channels)
-        if len(shares) == 1 and shares[0][0] == ((0, extent),):
+        found, p = self._shares(node.channels)
+        if found == [((0, extent),)]:
             return None
-        if (extent, like.device) not in node.masks:
-            node.masks[extent, like.device] = {
-                channels: _mask(channels, extent, like.device)
-                for channels in node.channels.values
-                if channels is not None
-            }
-        masks = node.masks[extent, like.device]
-        if shares[0][1] is None:
-            return masks[shares[0][0]].to(like.dtype)
-        gate = torch.stack([share for _, share in shares if share is not None]) @ torch.stack(
-            [masks[channels] for channels, _ in shares]
-        )
+        key = extent, like.device, *found
+        masks = node.constants.get(key)
+        if masks is None:
+            masks = torch.stack([_mask(channels, extent) for channels in found]).to(like.device)
+            node.constants[key] = masks
+        gate = masks[0] if p is None else p @ masks
         return gate.to(like.dtype)
 
     def _weighed(self, read: tuple[Tensor, bool, int]) -> Value:
@@ -141,10 +124,10 @@ class Run:
             return self._mixed(shares, xs, node), True
         xs = [x if isinstance(op, ops.Flatten) else padded(x, node.shape[0]) for x, _, _ in read]
         weighed = any(done for _, done, _ in read)
-        if any(isinstance(o, ops.Norm) for o, _ in shares):
+        if any(isinstance(o, ops.Norm) for o in shares[0]):
             weighed = False
         else:
-            weighed &= not any(isinstance(o, ops.Activation) and o.kind in _NOT_ZERO_AT_ZERO for o, _ in shares)
+            weighed &= not any(isinstance(o, ops.Activation) and o.kind in _NOT_ZERO_AT_ZERO for o in shares[0])
         return self._mixed(shares, xs, node), weighed
 
     def _moved(self, read: tuple[Tensor, bool, int], node: Node, k: int) -> Value:
@@ -166,29 +149,32 @@ class Run:
 
     def _mixed(self, shares: Shares, xs: Sequence[Tensor], node: Node) -> Tensor:
         """The outputs of all that an operation can be."""
-        if shares[0][1] is None:
-            return self._apply(shares[0][0], xs, node)
-        kinds: dict[str, Tensor] = {}
+        found, p = shares
+        if p is None:
+            return self._apply(found[0], xs, node)
+        others = [i for i, op in enumerate(found) if not isinstance(op, ops.Activation | ops.PReLU)]
+        ys = [self._apply(found[i], xs, node) for i in others]
+        if len(others) == len(found):
+            return weighted_sum(p, ys)
+        activated = self._activated(shares, xs[0], node)
+        return weighted_sum(torch.cat([p[others], p.new_ones(1)]), [*ys, activated]) if ys else activated
+
+    def _activated(self, shares: Shares, x: Tensor, node: Node) -> Tensor:
+        """The sum of all activations that an operation can be. A PReLU is a ReLU, and a slope below 0."""
+        found, p = shares
+        assert p is not None
+        kinds = [_kind(op) for op in found]
+        names = sorted({kind for kind in kinds if kind})
+        key = x.device, *found
+        is_of = node.constants.get(key)
+        if is_of is None:
+            is_of = torch.tensor([[float(kind == name) for name in names] for kind in kinds], dtype=torch.float64)
+            is_of = node.constants[key] = is_of.to(x.device)
         slope: Tensor | None = None
-        ys: list[Tensor] = []
-        weights: list[Tensor] = []
-        for op, share in shares:
-            assert share is not None
-            if isinstance(op, ops.Activation):
-                kinds[op.kind] = kinds.get(op.kind, 0) + share
-            elif isinstance(op, ops.PReLU):  # a ReLU, and a slope below 0
-                kinds["relu"] = kinds.get("relu", 0) + share
-                slope = self._tensor(node, "weight")[: xs[0].shape[1]] * share.to(xs[0].dtype)
-            else:
-                ys.append(self._apply(op, xs, node))
-                weights.append(share)
-        if kinds:
-            mixed = mixed_activation(xs[0], list(kinds), list(kinds.values()), slope)
-            if not ys:
-                return mixed
-            ys.append(mixed)
-            weights.append(torch.ones_like(weights[0]))
-        return weighted_sum(weights, ys)
+        for i, op in enumerate(found):
+            if isinstance(op, ops.PReLU):
+                slope = self._leading(node, "weight", x.shape[1]) * p[i].to(x.dtype)
+        return mixed_activation(x, names, p @ is_of, slope)
 
     def _apply(self, op: Op, xs: Sequence[Tensor], node: Node) -> Tensor:
         x = xs[0]
@@ -205,7 +191,7 @@ class Run:
             return F.group_norm(x, op.groups, weight, bias, op.eps)
         if isinstance(op, ops.PReLU):
             above = F.relu(x)  # the gradient of torch's own takes several times as long
-            return above + self._tensor(node, "weight")[: x.shape[1]].view(1, -1, *[1] * (x.dim() - 2)) * (x - above)
+            return above + self._leading(node, "weight", x.shape[1]).view(1, -1, *[1] * (x.dim() - 2)) * (x - above)
         if op == IDENTITY:
             return x
         if isinstance(op, ops.Module):
@@ -222,22 +208,25 @@ class Run:
     def _tensor(self, node: Node, name: str) -> Tensor:
         return self.supernet.tensor(node.key, name)
 
+    def _leading(self, node: Node, name: str, channels: int) -> Tensor:
+        return taken(self._tensor(node, name), ((0, channels),), 0)
+
     def _convolved(self, node: Node, shares: Shares, read: tuple[Tensor, bool, int]) -> Value:
         x, weighed, source = read
         op = shares[0][0]
-        weight = self._tensor(node, "weight")
-        bias = self._tensor(node, "bias")[: node.shape[0]] if op.bias else None
+        weight = self._leading(node, "weight", node.shape[0])
+        bias = self._leading(node, "bias", node.shape[0]) if op.bias else None
         alone = by_channel(op)
         if alone:
-            x, weight = padded(x, node.shape[0]), weight[: node.shape[0]]
+            x = padded(x, node.shape[0])
         else:
-            x, weight = padded(x, weight.shape[1]), weight[: node.shape[0]]
+            x = padded(x, weight.shape[1])
             gate = None if weighed else self._gate(source, x)
             if gate is not None:  # as good as weighing the input, and cheaper
                 weight = weight * gate.view(1, -1, *[1] * (weight.dim() - 2))
         if isinstance(op, ops.Linear):
             return F.linear(x, weight, bias), False
-        weight, padding = _mixed_kernel(weight, shares)
+        weight, padding = _mixed_kernel(weight, node, shares)
         groups = x.shape[1] if alone else op.groups
         y = F.conv2d(x, weight, bias, op.stride, padding, op.dilation, groups)
         return y, weighed and alone and bias is None
@@ -246,29 +235,44 @@ class Run:
         op, rows = shares[0][0], certain(node.channels)
         weight = taken(self._tensor(node, "weight"), rows, 0)[:, : x.shape[1] // op.groups]
         bias = taken(self._tensor(node, "bias"), rows, 0) if op.bias else None
-        weight, padding = _mixed_kernel(weight, shares)
+        weight, padding = _mixed_kernel(weight, node, shares)
         y = F.conv2d(x, weight, bias, op.stride, padding, op.dilation, op.groups)
         return placed(y, rows, node.shape[0]), False
 
 
-def _mixed_kernel(weight: Tensor, shares: Shares) -> tuple[Tensor, ops.Pair]:
+def _kind(op: Op) -> str | None:
+    """Which activation an operation is at or above 0."""
+    if isinstance(op, ops.PReLU):
+        return "relu"
+    return op.kind if isinstance(op, ops.Activation) else None
+
+
+def _mixed_kernel(weight: Tensor, node: Node, shares: Shares) -> tuple[Tensor, ops.Pair]:
     """The mixture of a convolution's kernels, and its padding: smaller ones are the middle of the largest."""
-    height, width = (max(op.kernel[axis] for op, _ in shares) for axis in (0, 1))
+    found, p = shares
+    height, width = (max(op.kernel[axis] for op in found) for axis in (0, 1))
     weight = centre(weight, (height, width))
-    padding: ops.Pair = max((op.padding for op, _ in shares), key=sum)
-    if shares[0][1] is None:
+    padding: ops.Pair = max((op.padding for op in found), key=sum)
+    if p is None:
         return weight, padding
-    mask = torch.zeros(height, width, dtype=torch.float64, device=weight.device)
-    for op, share in shares:
-        assert share is not None
-        top, left = (height - op.kernel[0]) // 2, (width - op.kernel[1]) // 2
-        mask = mask + F.pad(share.expand(op.kernel), (left, left, top, top))
+    key = weight.device, *found
+    masks = node.constants.get(key)
+    if masks is None:
+        masks = torch.stack([_middle(op.kernel, (height, width)) for op in found]).to(weight.device)
+        node.constants[key] = masks
+    mask = torch.tensordot(p, masks, 1)
     return weight * mask.to(weight.dtype), padding
 
 
-def _mask(channels: Channels, extent: int, device: torch.device) -> Tensor:
+def _middle(inner: ops.Pair, outer: ops.Pair) -> Tensor:
+    """1 in the middle of a kernel."""
+    top, left = ((b - a) // 2 for a, b in zip(inner, outer, strict=True))
+    return F.pad(torch.ones(inner, dtype=torch.float64), (left, left, top, top))
+
+
+def _mask(channels: Channels, extent: int) -> Tensor:
     """1 for the channels that there are."""
-    mask = torch.zeros(extent, dtype=torch.float64, device=device)
+    mask = torch.zeros(extent, dtype=torch.float64)
     for first, n in channels:
         mask[first : first + n] = 1
     return mask

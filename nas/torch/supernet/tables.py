@@ -117,6 +117,11 @@ class Table(Generic[V]):
         return self if self.entries.size <= most else self.alone
 
     @cached_property
+    def form(self) -> Hashable:
+        """What the probabilities of its values depend on, but for its values."""
+        return self.variables, self.entries.tobytes(), *[value is None for value in self.values]
+
+    @cached_property
     def members(self) -> Tensor:
         """(combinations, values): 1 where a combination has the value."""
         return torch.eye(len(self.values), dtype=torch.float64)[torch.from_numpy(self.entries.reshape(-1))]
@@ -156,7 +161,7 @@ class Beliefs:
 
     def __init__(self, probabilities: Mapping[str, Tensor], labels: Mapping[str, tuple[Label, ...]]) -> None:
         self._probabilities, self._labels = probabilities, labels
-        self._known: dict[Any, Tensor] = {}
+        self._known: dict[Any, Any] = {}
         self.single = False
         """Whether only the most probable option of each variable counts."""
 
@@ -191,6 +196,25 @@ class Beliefs:
             found = torch.ones(1, dtype=torch.float64) if joint is None else joint @ table.members.to(joint.device)
             self._known[table] = found
         return found
+
+    def shares(self, table: Table[V]) -> tuple[list[V], Tensor | None]:
+        """The values of a table that are not None, and the probability of each if it is one of these; None: certain."""
+        values = [value for value in table.values if value is not None]
+        if len(values) == 1:
+            return values, None
+        found = self._known.get(table.form)
+        if found is None:
+            p = self.over(table)
+            if len(values) < len(p):
+                p = p[[i for i, value in enumerate(table.values) if value is not None]]
+            if self.single:
+                best = int(p.detach().argmax())
+                found = p[best : best + 1] / p[best].detach().clamp_min(1e-30), best  # 1, with a gradient
+            else:
+                found = p / p.sum().clamp_min(1e-30), None
+            self._known[table.form] = found
+        p, only = found
+        return values if only is None else [values[only]], p
 
     def _decision(self, variable: Variable) -> Tensor:
         p = self._probabilities[variable.path].double()

@@ -62,7 +62,7 @@ class Node:
         moves: for each input whose channels are to be others, from which to which.
         ordered: whether it looks at all channels, in the order that the network has them.
         shape: its output without the batch dimension; channels are those of all settings.
-        modules, masks: what runs have made of its operations and its channels, to be used again.
+        modules, constants: what runs have made of its operations and its channels, to be used again.
     """
 
     key: str
@@ -74,7 +74,7 @@ class Node:
     ordered: bool
     shape: Shape = ()
     modules: dict[int, nn.Module] = field(default_factory=dict)
-    masks: dict[Any, dict[Channels, Tensor]] = field(default_factory=dict)
+    constants: dict[Any, Tensor] = field(default_factory=dict)
 
 
 class Union:
