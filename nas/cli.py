@@ -243,7 +243,8 @@ def diagnose(
     ],
     arch: Annotated[str, typer.Option(help="Of a run folder: best, or a trial's number.")] = "best",
     data: Annotated[
-        str | None, typer.Option(help="Images to look at it with. [default: the run's, else digits]", show_default=False)
+        str | None,
+        typer.Option(help="Images to look at it with. [default: the run's, else digits]", show_default=False),
     ] = None,
     steps: Annotated[int, typer.Option(help="Of training, before the second look; 0 looks once.")] = 50,
     batch: Annotated[int, typer.Option(help="Images per step, and looked at.")] = 32,

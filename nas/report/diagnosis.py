@@ -22,6 +22,8 @@ COLOURS = ("#8fa3b5", "#1f6f8b")
 """At initialisation, and after training."""
 
 ALARM = "#c0492f"
+MEASURES = ("gradients", "sensitivities", "dead", "means", "sizes", "spreads")
+
 LABELS = 24
 """How many parts of a network are named below its picture, at most."""
 
@@ -34,9 +36,8 @@ def diagnosis_json(found: Diagnosis) -> dict[str, Any]:
         "initialisation": {name: layer._asdict() for name, layer in found.initial.items()},
         "moments": {
             when: {
-                "loss": moment.loss, "gradients": dict(moment.gradients), "sensitivities": dict(moment.sensitivities),
-                "dead": dict(moment.dead), "dead_units": moment.dead_share, "means": dict(moment.means),
-                "spreads": dict(moment.spreads),
+                "loss": _finite(moment.loss), "dead_units": moment.dead_share,
+                **{name: {node: _finite(value) for node, value in getattr(moment, name).items()} for name in MEASURES},
                 "field": {"node": moment.field.node, "effective": moment.field.size,
                           "theoretical": list(moment.field.theory)},
             }
@@ -44,6 +45,11 @@ def diagnosis_json(found: Diagnosis) -> dict[str, Any]:
         },
         "findings": [finding._asdict() for finding in found.findings],
     }  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if math.isfinite(value) else None
 
 
 def print_diagnosis(found: Diagnosis) -> None:
@@ -124,8 +130,8 @@ def save_diagnosis(found: Diagnosis, path: Path) -> Path:
     _draw_dead(dead, found, places)
     _name_parts(dead, list(places))
     gradients.tick_params(labelbottom=False)
-    for cell, (when, moment) in zip(right, found.moments.items(), strict=True):
-        _draw_field(figure.add_subplot(cell), moment.field, when)
+    for i, (when, moment) in enumerate(found.moments.items()):
+        _draw_field(figure.add_subplot(right[i]), moment.field, when)
     name, (channels, height, width) = found.architecture.name, found.architecture.input_shape
     kinds = ", ".join(dict.fromkeys(finding.kind for finding in found.findings)) or "sound"
     title = f"{name}, input {channels}x{height}x{width}: {kinds}"
@@ -144,13 +150,17 @@ def _draw_gradients(axes: Axes, found: Diagnosis, places: Mapping[str, int]) -> 
     axes.set_yscale("log")
     if high:
         axes.set_ylim(low / 5, high * 5)
-    if low < VANISHED * 100:
-        axes.axhspan(low / 1e3, VANISHED, color=ALARM, alpha=0.07, linewidth=0)
-        axes.text(0.995, VANISHED, "vanishing ", transform=axes.get_yaxis_transform(), ha="right", va="top", color=ALARM)
-    if high > EXPLODED / 100:
-        axes.axhspan(EXPLODED, high * 1e3, color=ALARM, alpha=0.07, linewidth=0)
-        axes.text(0.995, EXPLODED, "exploding ", transform=axes.get_yaxis_transform(), ha="right", va="bottom",
-                  color=ALARM)  # fmt: skip
+    else:
+        axes.text(0.5, 0.5, "no number", transform=axes.transAxes, ha="center", va="center", color=ALARM)
+    bottom, top = axes.get_ylim()
+    vanished, exploded = min(VANISHED, top), max(EXPLODED, bottom)
+    for word, low, high, at, side in (
+        ("vanishing", bottom, vanished, vanished, "top"), ("exploding", exploded, top, exploded, "bottom")
+    ):  # fmt: skip
+        if low < high:
+            axes.axhspan(low, high, color=ALARM, alpha=0.07, linewidth=0)
+            axes.text(0.995, at, word, transform=axes.get_yaxis_transform(), ha="right", va=side, color=ALARM)
+    axes.set_ylim(bottom, top)
     for finding in {finding.node: finding for finding in found.findings if finding.node}.values():
         size = found.moments[finding.when].sensitivities.get(finding.node, 0.0)
         if 0 < size < math.inf:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#1f6f8b", "#d98032")
-TITLES = {"flops": "FLOPs", "params": "parameters", "memory": "activation memory", "depth": "depth",
-          "field": "receptive field", "error": "error"}  # fmt: skip
+TITLES = {"flops": "FLOPs (multiply-adds)", "params": "parameters", "memory": "activation memory (bytes)",
+          "depth": "depth (weight layers)", "field": "receptive field (pixels)"}  # fmt: skip
 COLUMNS = 3
 """Panels beside each other."""
 
@@ -29,7 +29,7 @@ def print_profiles(profiles: Sequence[Profile]) -> None:
         drawn = f"{profile.samples:,} {'at random' if profile.random else 'evaluated by a search'}{failed}"
         print(f"{profile.name}: {profile.size:,} genotypes ({profile.size:.2e}); {drawn}")
     rows = [
-        [name, *([profile.name] if len(profiles) > 1 else []), *map(format_number, profile.quantiles(name).values())]
+        [name, *([profile.name] if len(profiles) > 1 else []), *profile.quantiles(name).values()]
         for name in _metrics(profiles)
         for profile in profiles
         if name in profile.values
@@ -83,8 +83,8 @@ def _draw(axes: Axes, name: str, profiles: Sequence[Profile]) -> None:
     if low > 0 and high > 20 * low:
         axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: format_number(value))
-    unit = next((p.units[name] for p, _ in shown if p.units[name]), "")
-    axes.set_title(TITLES.get(name, name) + (f" ({unit})" if unit else ""), loc="left", fontsize=10)
+    unit = shown[0][0].units[name]
+    axes.set_title(TITLES.get(name, f"{name} ({unit})" if unit else name), loc="left", fontsize=10)
     axes.set_ylim(0, 1.02)
     axes.grid(color="#e6eaee", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -33,4 +33,4 @@ def gain(kind: str) -> float:
         else:
             f = nn.PReLU(dtype=z.dtype, device=z.device)(z) if kind == "prelu" else ACTIVATIONS[kind]()(z)
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    return float(torch.trapezoid(f.square() * density, z)) ** -0.5
+    return 1 / math.sqrt(float(torch.trapezoid(f.square() * density, z)))

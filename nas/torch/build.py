@@ -20,6 +20,7 @@ from nas.torch.activations import ACTIVATIONS
 from nas.torch.init import initialise
 from nas.torch.initialisation import initialisation
 
+
 def build(graph: Graph, *, seed: int | None = None) -> nn.Module:
     """The module of a graph, on torch's default device.
 

@@ -35,6 +35,9 @@ the reference architectures at initialisation none reaches either bound."""
 DEAD = 0.5
 """Share of dead units of an activation that is worth a word."""
 
+ALIKE = 1e-3
+"""Spread over the images / size of an activation's output below which a network cannot tell images apart."""
+
 OnStep = Callable[[int, float], None]
 
 
@@ -96,7 +99,7 @@ def judge(moment: Snapshot, when: str) -> list[Finding]:
     ):
         if chosen:
             name = worst(chosen, key=sizes.__getitem__)
-            relative = f", {sizes[name] / middle:.0e} of the median" if 0 < middle < math.inf else ""
+            relative = f", {sizes[name] / middle:.2g} times the median" if 0 < middle < math.inf else ""
             count = f"{len(chosen)} of {len(sizes)} layers"
             text = f"the gradient {verb} {when} at {name}: times the weights {sizes[name]:.0e}{relative} ({count})"
             found.append(Finding(kind, name, when, text))
@@ -105,6 +108,10 @@ def judge(moment: Snapshot, when: str) -> list[Finding]:
         name = max(dead, key=dead.__getitem__)
         count = f"{len(dead)} of {len(moment.dead)} activations have more than {DEAD:.0%}"
         found.append(Finding("dead", name, when, f"{dead[name]:.0%} of the units of {name} are dead {when} ({count})"))
+    alike = [name for name in moment.dead if moment.spreads[name] < ALIKE * moment.sizes[name]]
+    if alike:
+        count = f"{len(alike)} of {len(moment.dead)} activations"
+        found.append(Finding("alike", alike[0], when, f"from {alike[0]} on all images look alike {when} ({count})"))
     return found
 
 
@@ -139,9 +146,7 @@ def diagnose(
     return Diagnosis(architecture, initialisation(graph), len(y), start, end, done, not is_finite)
 
 
-def batches(
-    architecture: Architecture, data: Data, *, batch: int, count: int, device: str | torch.device
-) -> Batches:
+def batches(architecture: Architecture, data: Data, *, batch: int, count: int, device: str | torch.device) -> Batches:
     """Shuffled batches of `count` training images, always the same, as the network reads them. Raises ConfigError."""
     from nas.torch.data import Split
 

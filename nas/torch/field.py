@@ -75,14 +75,14 @@ def field(module: nn.Module, graph: Graph, x: Tensor, generator: torch.Generator
     middle = values[:, :, rows // 2, columns // 2] if values.dim() == 4 else values
     direction = torch.randn(middle.shape, generator=generator).to(middle)
     (gradient,) = torch.autograd.grad((middle * direction).sum(), x, materialize_grads=True)
-    size = gradient.float().square().mean((0, 1)).sqrt().cpu()
+    size = gradient.double().square().mean((0, 1)).sqrt().cpu()  # squares of small gradients are no float32
     height, width = size.shape
     total = float(size.sum())
     shares = size / total if total > 0 else torch.zeros_like(size)
     held = shares.flatten().sort(descending=True).values.cumsum(0)
     area = int((held < SHARE).sum()) + 1 if total > 0 else 0
     theory = analyse(Graph(graph.nodes[: at + 1], graph.shapes[: at + 1], at)).field
-    row, column = (float(shares.sum(1 - d) @ (torch.arange(n) + 0.5)) for d, n in enumerate((height, width)))
+    row, column = (float(shares.sum(1 - d) @ (torch.arange(n, dtype=shares.dtype) + 0.5)) for d, n in enumerate((height, width)))
     return Field(graph.nodes[at].name, sqrt(min(area, height * width)), theory, (row, column), shares)
 
 

@@ -60,11 +60,11 @@ def initialisation(graph: Graph) -> Mapping[str, Initial]:
     saturate; LeCun for SELU, which is made for it (Klambauer et al. 2017), and where the next layer follows directly.
     The last layer starts at .01. Norms inside wrapped modules are not seen, nor do these count as layers here.
     """
-    owners = [i for i, node in enumerate(graph.nodes) if isinstance(node.op, ops.Conv | ops.Linear) and not node.weights]
+    owners = [
+        i for i, node in enumerate(graph.nodes) if isinstance(node.op, ops.Conv | ops.Linear) and not node.weights
+    ]
     if any(type(node.op) is ops.Norm for node in graph.nodes):
-        return {
-            graph.nodes[i].name: NORMED if type(graph.nodes[i].op) is ops.Conv else SMALL_NORMED for i in owners
-        }
+        return {graph.nodes[i].name: NORMED if type(graph.nodes[i].op) is ops.Conv else SMALL_NORMED for i in owners}
     following = _following(graph)
     return {graph.nodes[i].name: _without_norms(following[i]) for i in owners}
 

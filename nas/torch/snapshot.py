@@ -36,9 +36,9 @@ class Snapshot:
         dead: of each activation the share of units that are dead: channels (or features) whose activation is flat for
             every image at every position, so that no gradient passes.
         units: how many channels or features each activation has.
-        means: of what each layer and activation puts out, over everything.
-        spreads: of the same, the standard deviation over the images (root mean square over channels and positions): what
-            tells one image from another.
+        means, sizes: of what each layer and activation puts out, over everything; the size is the root mean square.
+        spreads: of the same, the standard deviation over the images (root mean square over channels and positions):
+            what tells one image from another.
         field: the effective receptive field.
     """
 
@@ -48,6 +48,7 @@ class Snapshot:
     dead: Mapping[str, float]
     units: Mapping[str, int]
     means: Mapping[str, float]
+    sizes: Mapping[str, float]
     spreads: Mapping[str, float]
     field: Field
 
@@ -72,20 +73,22 @@ def snapshot(module: nn.Module, graph: Graph, x: Tensor, y: Tensor, *, seed: int
         loss = functional.cross_entropy(values[graph.output].float(), y)
         gradients, weights = _norms(module, graph, loss)
         seen = field(module, graph, x, torch.Generator().manual_seed(seed))
-    dead, units, means, spreads = {}, {}, {}, {}
+    paths = module_paths(graph)
+    dead, units, means, sizes, spreads = {}, {}, {}, {}, {}
     for at, node in enumerate(graph.nodes):
         is_activation = isinstance(node.op, ops.Activation | ops.PReLU)
         if is_activation or node.op.layer:
             value = values[at].detach().float()
             means[node.name] = float(value.mean())
+            sizes[node.name] = math.sqrt(float(value.square().mean()))
             spreads[node.name] = math.sqrt(float(value.var(0, correction=0).mean()))
         if is_activation:
-            layer = module.get_submodule(module_paths(graph)[graph.owners[node.name]])
+            layer = module.get_submodule(paths[graph.owners[node.name]])
             flat = _slopes(layer, values[node.inputs[0]]).abs() < FLAT
             dead[node.name] = float(flat.transpose(0, 1).flatten(1).all(1).float().mean())
             units[node.name] = value.shape[1]
     sensitivities = {name: norm * weights[name] for name, norm in gradients.items()}
-    return Snapshot(float(loss.detach()), gradients, sensitivities, dead, units, means, spreads, seen)
+    return Snapshot(float(loss.detach()), gradients, sensitivities, dead, units, means, sizes, spreads, seen)
 
 
 def _norms(module: nn.Module, graph: Graph, loss: Tensor) -> tuple[dict[str, float], dict[str, float]]:
@@ -95,7 +98,7 @@ def _norms(module: nn.Module, graph: Graph, loss: Tensor) -> tuple[dict[str, flo
     for node in graph.nodes:
         if node.op.layer and node.weights is None:
             named = module.get_submodule(paths[node.name]).named_parameters()
-            own = [p for name, p in named if p.requires_grad and name.rpartition(".")[2] != "bias"]
+            own: list[Tensor] = [p for name, p in named if p.requires_grad and name.rpartition(".")[2] != "bias"]
             if own:
                 weights[node.name] = own
     gradients = iter(torch.autograd.grad(loss, [w for own in weights.values() for w in own], materialize_grads=True))

@@ -18,8 +18,8 @@ from nas.torch.init import initialise
 from nas.torch.initialisation import NORMED, SMALL_NORMED, initialisation
 
 # By 5e7 samples of a normal distribution.
-GAINS = {"leaky_relu": 1.4141, "prelu": 1.372, "elu": 1.245, "selu": 1, "silu": 1.677, "hard_swish": 1.737, "gelu": 1.534,
-         "mish": 1.487, "sigmoid": 1.846, "tanh": 1.593}  # fmt: skip
+GAINS = {"leaky_relu": 1.4141, "prelu": 1.372, "elu": 1.245, "selu": 1, "silu": 1.677, "hard_swish": 1.737,
+         "gelu": 1.534, "mish": 1.487, "sigmoid": 1.846, "tanh": 1.593}  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "expected"), GAINS.items())
