@@ -82,7 +82,9 @@ def field(module: nn.Module, graph: Graph, x: Tensor, generator: torch.Generator
     held = shares.flatten().sort(descending=True).values.cumsum(0)
     area = int((held < SHARE).sum()) + 1 if total > 0 else 0
     theory = analyse(Graph(graph.nodes[: at + 1], graph.shapes[: at + 1], at)).field
-    row, column = (float(shares.sum(1 - d) @ (torch.arange(n, dtype=shares.dtype) + 0.5)) for d, n in enumerate((height, width)))
+    row, column = (
+        float(shares.sum(1 - d) @ (torch.arange(n, dtype=shares.dtype) + 0.5)) for d, n in enumerate((height, width))
+    )
     return Field(graph.nodes[at].name, sqrt(min(area, height * width)), theory, (row, column), shares)
 
 

@@ -81,7 +81,7 @@ def snapshot(module: nn.Module, graph: Graph, x: Tensor, y: Tensor, *, seed: int
             value = values[at].detach().float()
             means[node.name] = float(value.mean())
             sizes[node.name] = math.sqrt(float(value.square().mean()))
-            spreads[node.name] = math.sqrt(float(value.var(0, correction=0).mean()))
+            spreads[node.name] = math.sqrt(float((value - value.mean(0)).square().mean()))
         if is_activation:
             layer = module.get_submodule(paths[graph.owners[node.name]])
             flat = _slopes(layer, values[node.inputs[0]]).abs() < FLAT
