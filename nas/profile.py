@@ -18,7 +18,7 @@ import numpy as np
 from nas.config import Config
 from nas.errors import ConfigError, EvaluationError, GraphError, RunError, plugin_errors
 from nas.evaluator import Evaluator, Report, Task
-from nas.plugins import make_evaluator, make_space
+from nas.plugins import available, make_evaluator, make_space
 from nas.session import load, task_of, threads_for
 from nas.space import Space
 from nas.trial import ANALYSIS_METRICS, Metric
@@ -170,7 +170,8 @@ def profiles(
     if scorer is not None and hasattr(scorer, "prepare"):
         raise ConfigError(f"evaluator {evaluator!r} has a long job before the first network; use it with `nas search`")
     spaces: dict[str, Space] = {}
-    names = [source for source in sources if not Path(source).is_dir()]
+    known = available("search_spaces")  # a folder that is called as a space is not meant
+    names = [source for source in sources if source in known or not Path(source).is_dir()]
     if names:
         task = task_of(config)
         options = config.option("space")

@@ -119,6 +119,12 @@ def test_what_cannot_be(settings: list[str], evaluator: str | None, message: str
         profiles(["lecture"], Config.load(None, {}, settings), samples=2, evaluator=evaluator)
 
 
+def test_a_folder_that_is_called_as_a_space_is_not_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lecture").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert profiles(["lecture"], Config(), samples=1)[0].random
+
+
 def test_no_sample_is_too_few() -> None:
     with pytest.raises(ConfigError, match="samples: expected a whole number of at least 1, got 0"):
         profile(toy_space(), samples=0)

@@ -126,6 +126,7 @@ def diagnose(
         steps: 0 looks once.
         batch: images per step, and that are looked at (the same before and after, and for every network and seed).
         seed: of the weights.
+        device: where to; a GPU has not been tried yet.
         on_step: called with (steps done, loss).
 
     Raises ConfigError for data that do not fit the network, or a value out of range; EvaluationError where the network
