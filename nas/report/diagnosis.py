@@ -55,13 +55,14 @@ def _finite(value: float) -> float | None:
 def print_diagnosis(found: Diagnosis) -> None:
     """The layers and activations as a table, then the whole network, then what is wrong with it."""
     kinds = {node.name: _kind(node.op) for node in found.architecture.graph().nodes}
+    drawn = {name: f"{layer.scheme} {layer.gain:.3f}" for name, layer in found.initial.items()}
     moments = list(found.moments.values())
     columns = ["node", "kind", "drawn"]
     for head in ("gradient", "x weights", "dead"):
         columns += [head, *(["after"] if found.end else [])]
     rows = [
         [
-            name, kinds[name], str(found.initial.get(name, "")),
+            name, kinds[name], drawn.get(name, ""),
             *(_short(m.gradients.get(name)) for m in moments), *(_short(m.sensitivities.get(name)) for m in moments),
             *(_percent(m.dead.get(name)) for m in moments), f"{mean:.3g}", f"{found.start.spreads[name]:.3g}",
         ]
@@ -76,9 +77,9 @@ def _summary(found: Diagnosis) -> list[str]:
     moments = found.moments
     _, height, width = found.architecture.input_shape
     field = found.start.field
-    seen = ", ".join(f"{moment.field.size:.1f} {when}" for when, moment in moments.items())
+    seen = ", ".join(f"{moment.field.size:.1f} pixels across {when}" for when, moment in moments.items())
     reasons = Counter(f"{layer}: {layer.reason}" for layer in found.initial.values())
-    drawn = [f"{reason} ({count} layers)" for reason, count in reasons.items()]
+    drawn = [f"{reason} ({count} {'layer' if count == 1 else 'layers'})" for reason, count in reasons.items()]
     verdicts = [finding.text for finding in found.findings]
     sound = f"sound: no gradient vanishes or explodes, no activation has more than {DEAD:.0%} dead units"
     return [
@@ -86,7 +87,7 @@ def _summary(found: Diagnosis) -> list[str]:
         "spread: between images; all at initialisation unless said",
         "loss             " + ", ".join(f"{moment.loss:.4g} {when}" for when, moment in moments.items()),
         "dead units       " + ", ".join(f"{moment.dead_share:.1%} {when}" for when, moment in moments.items()),
-        f"receptive field  effective {seen} pixels across; theoretical {field.theory[0]}x{field.theory[1]}; "
+        f"receptive field  effective {seen}; theoretical {field.theory[0]}x{field.theory[1]}; "
         f"input {height}x{width} (of {field.node})",
         *(f"{'drawn' if not i else '':17}{line}" for i, line in enumerate(drawn)),
         *(f"{'verdict' if not i else '':17}{line}" for i, line in enumerate(verdicts or [sound])),
@@ -197,7 +198,9 @@ def _name_parts(axes: Axes, names: Sequence[str]) -> None:
     for part, i in first.items():
         if not shown or i - shown[-1][1] >= len(names) / LABELS:
             shown.append((part, i))
-    axes.set_xticks([i for _, i in shown], [part for part, _ in shown], rotation=30, ha="right", fontsize=8)
+    axes.set_xticks(
+        [i for _, i in shown], [part for part, _ in shown], rotation=30, rotation_mode="anchor", ha="right", fontsize=8
+    )
     axes.set_xlim(-0.8, len(names) - 0.2)
 
 

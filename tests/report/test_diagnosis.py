@@ -36,7 +36,7 @@ def test_the_table_has_every_layer_and_the_verdict(sick: Diagnosis, capsys: pyte
                                 "mean", "spread"]  # fmt: skip
     rows = [line.split()[0] for line in lines[1:62]]
     assert rows == [f"c{i}.{part}" for i in range(30) for part in ("conv", "act")] + ["head.classifier"]
-    assert lines[1].startswith("c0.conv          conv 3x3  xavier 1.846, fan mean")
+    assert lines[1].startswith("c0.conv          conv 3x3  xavier 1.846  ")
     text = "\n".join(lines[62:])
     assert "xavier 1.846, fan mean: sigmoid follows and no norm (30 layers)" in text
     assert "theoretical 61x61; input 8x8 (of c29.act)" in text
