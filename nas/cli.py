@@ -236,6 +236,93 @@ def compare(
     tables.print_json(found.to_json()) if json else found.print()
 
 
+@app.command()
+def diagnose(
+    architecture: Annotated[
+        str, typer.Argument(help="A zoo name, a run folder, or an architecture's JSON file.", show_default=False)
+    ],
+    arch: Annotated[str, typer.Option(help="Of a run folder: best, or a trial's number.")] = "best",
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images to look at it with. [default: the run's, else digits]", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Of training, before the second look; 0 looks once.")] = 50,
+    batch: Annotated[int, typer.Option(help="Images per step, and looked at.")] = 32,
+    size: Annotated[
+        int | None, typer.Option(help="Shorter side of the input. [default: the network's own]", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    plot: Annotated[Path | None, typer.Option(help="Write a picture here.")] = None,
+    json: Json = False,
+) -> None:
+    """Look inside a network: vanishing or exploding gradients, dead units, what it sees of the image."""
+    from nas.report import diagnosis, tables
+    from nas.report.progress import bar
+    from nas.session import load, threads_for
+    from nas.torch.data import load as load_data
+    from nas.torch.diagnose import diagnose as look
+    from nas.torch.runtime import pick_device, prepare
+
+    found = _architecture(architecture, arch)
+    if size is not None:
+        found = found.scale(resolution=size)
+    if data is None and Path(architecture).is_dir():
+        config = load(architecture).config
+        images = load_data(config.data, **config.option("data"))
+    else:
+        images = load_data(data or "digits")
+    chosen = pick_device(device)
+    prepare(chosen, threads_for(found.input_shape))
+    with bar("training", steps) as on_step:
+        seen = look(
+            found, images, steps=steps, batch=batch, seed=seed, device=chosen,
+            on_step=lambda done, loss: on_step(done, f"loss {loss:.3g}"),
+        )  # fmt: skip
+    tables.print_json(diagnosis.diagnosis_json(seen)) if json else diagnosis.print_diagnosis(seen)
+    if plot is not None:
+        _wrote(diagnosis.save_diagnosis(seen, plot), json)
+
+
+@app.command()
+def profile_space(
+    space: Annotated[str, typer.Argument(help="A space, or a run folder.", show_default=False)],
+    other: Annotated[str | None, typer.Argument(help="Another, to be shown beside it.", show_default=False)] = None,
+    samples: Annotated[int, typer.Option(help="Random networks of each.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    data: Annotated[str, typer.Option(help="Images that the networks are for.")] = "digits",
+    proxies: Annotated[str | None, typer.Option(help="Such as nwot,synflow.", show_default=False)] = None,
+    evaluator: Annotated[
+        str | None, typer.Option(help="Whose metrics to take, such as diagnose.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of the evaluator: auto, cpu, cuda, ...")] = "auto",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Option of a plug-in, such as space.width=2.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the distributions here.")] = None,
+    json: Json = False,
+) -> None:
+    """Show what a space holds: its size, and how the costs of random networks are distributed."""
+    from nas.config import Config
+    from nas.profile import profiles
+    from nas.report import profile as report
+    from nas.report import tables
+    from nas.report.progress import bar
+
+    sources = [space] if other is None else [space, other]
+    if proxies is not None:
+        evaluator = evaluator or "proxy"
+        set_ = [*(set_ or ()), f'evaluator.proxies="{proxies}"']
+    config = Config.load(None, {"data": data, "seed": seed, "device": device}, set_ or ())
+    with bar("drawing", samples * len(sources)) as on_sample:
+        found = profiles(sources, config, samples=samples, evaluator=evaluator, on_sample=on_sample)
+    tables.print_json([profile.to_json() for profile in found]) if json else report.print_profiles(found)
+    if plot is not None:
+        _wrote(report.save_profiles(found, plot), json)
+
+
+def _wrote(path: Path, json: bool) -> None:
+    print(f"wrote  {path}", file=sys.stderr if json else sys.stdout)
+
+
 def _architecture(source: str, which: str) -> Architecture:
     """From a zoo name, a run folder or a JSON file. Raises NasError."""
     import json

@@ -253,15 +253,29 @@ def _device(config: Config, evaluator: Evaluator) -> str:
 
 def _task(config: Config, evaluator: Evaluator) -> Task:
     if evaluator.needs_data:
-        from nas.torch.data import load
-
-        options = config.option("data")
-        check_options(load, options, "data", "data", skip=1)
-        with plugin_errors(load):
-            return Task.of(config.data, **options)
+        return task_of(config)
     # The space's own defaults say what it is for; an evaluator without data has no images to ask.
     defaults = defaults_of(find("search_spaces", config.space))
     return Task(None, defaults.get("input_shape", (3, 32, 32)), defaults.get("classes", 10))
+
+
+def task_of(config: Config) -> Task:
+    """The task of classifying a configuration's images. Raises ConfigError or DataError."""
+    from nas.torch.data import load
+
+    options = config.option("data")
+    check_options(load, options, "data", "data", skip=1)
+    with plugin_errors(load):
+        return Task.of(config.data, **options)
+
+
+def threads_for(shape: Shape) -> int:
+    """Threads of torch for images of this shape, alone on the machine.
+
+    Where the images are small, handing out the work to threads costs more than the work.
+    """
+    _, height, width = shape
+    return 1 if height * width <= SMALL else len(os.sched_getaffinity(0))
 
 
 def _metrics(evaluator: Evaluator) -> tuple[Metric, ...]:

@@ -129,6 +129,16 @@ def test_list_shows_runs_and_what_is_wrong_with_them(run: Path) -> None:
         (["inspect", "resnet51"], "resnet50"),
         (["inspect", "none.json"], "cannot be read"),
         (["list", "cats"], "list: 'cats' is not one of"),
+        (["diagnose", "resnet51"], "resnet50"),
+        (["diagnose", "resnet20_cifar", "--batch=1"], "batch: expected at least 2 images"),
+        (["diagnose", "resnet20_cifar", "--steps=-1"], "steps: expected a whole number of at least 0"),
+        (["diagnose", "resnet20_cifar", "--size=0"], "scale: expected positive factors"),
+        (["diagnose", "resnet20_cifar", "--data=nowhere"], "no such file or folder"),
+        (["profile-space", "mobil"], "no space is called 'mobil'; did you mean 'mobile'?"),
+        (["profile-space", "lecture", "--samples=0"], "samples: expected a whole number of at least 1"),
+        (["profile-space", "lecture", "--set=strategy.x=1"], "nothing here takes it"),
+        (["profile-space", "lecture", "--evaluator=toys:nothing"], "has no 'nothing'"),
+        (["profile-space", "."], "is not a run folder"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -141,6 +151,54 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: 
     assert len(done.stderr.strip().splitlines()) == 1
     if "no trial of" not in message:
         assert not (tmp_path / "run").exists(), "a run folder was made before the mistake was seen"
+
+
+def test_diagnose_a_runs_best_a_file_and_a_reference(run: Path, tmp_path: Path) -> None:
+    picture, quick = tmp_path / "inside.png", ["--steps=1", "--batch=4"]
+    done = nas("diagnose", str(run), "--data=digits", *quick, f"--plot={picture}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"wrote  {picture}"
+    assert "verdict          " in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    file = tmp_path / "net.json"
+    from nas.search_spaces.zoo import get
+
+    file.write_text(json.dumps(get("resnet20_cifar").to_json()))
+    found = json.loads(nas("diagnose", str(file), *quick, "--json", "--size=16", f"--plot={picture}").stdout)
+    assert (found["input_shape"], found["steps"], found["findings"]) == ([3, 16, 16], 1, [])
+    again = json.loads(nas("diagnose", "resnet20_cifar", *quick, "--json", "--size=16").stdout)
+    assert again == found
+    other = json.loads(nas("diagnose", "resnet20_cifar", *quick, "--json", "--size=16", "--seed=1").stdout)
+    assert other["moments"] != found["moments"]
+
+
+def test_diagnose_looks_with_the_data_of_the_run(tmp_path: Path) -> None:
+    search = ["search", "--space=lecture", "--evaluator=diagnose", "--objectives=gradient_spread", "--trials=1",
+              "--set=data.size=12", "--set=data.limit=60", "--out=run"]  # fmt: skip
+    assert nas(*search, cwd=tmp_path).returncode == 0
+    found = json.loads(nas("diagnose", "run", "--steps=0", "--json", cwd=tmp_path).stdout)
+    assert found["input_shape"] == [1, 12, 12]
+
+
+def test_profile_spaces_and_runs(run: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "spaces.png"
+    done = nas("profile-space", "lecture", "nasbench-macro", "--samples=20", f"--plot={picture}")
+    assert done.returncode == 0, done.stderr
+    assert "nasbench-macro: 6,561 genotypes (6.56e+03); 20 at random" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    found = json.loads(
+        nas("profile-space", str(run), "lecture", "--samples=5", "--evaluator=diagnose", "--json").stdout
+    )
+    assert [profile["random"] for profile in found] == [False, True]
+    assert "error" in found[0]["metrics"]
+    assert len(found[1]["metrics"]["dead_units"]["values"]) == 5
+
+
+def test_proxies_are_those_of_the_evaluator(tmp_path: Path) -> None:
+    """`--proxies` is short for an option of the evaluator that computes them, here one of a user's own."""
+    options = ["--samples=4", "--proxies=nwot,synflow", "--json"]
+    found = json.loads(nas("profile-space", "lecture", "--evaluator=toys:Proxies", *options).stdout)
+    assert list(found[0]["metrics"])[-2:] == ["nwot", "synflow"]
 
 
 def test_export_names_what_is_missing(run: Path) -> None:

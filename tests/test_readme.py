@@ -37,12 +37,25 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_commands_work_in_their_order(project: Path) -> None:
     ours = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("nas ")]
-    names = ["search", "export", "search", "resume", "search", "search", "compare", "bench", *["search"] * 3]
+    names = [
+        "search",
+        "export",
+        "search",
+        "resume",
+        "search",
+        "search",
+        "compare",
+        "bench",
+        *["search"] * 3,
+        "diagnose",
+        "profile-space",
+    ]
     assert [words[0] for words in ours] == names
     for words in ours:
         few = [] if "--rungs" in words else ["--set=evaluator.epochs=1"]
         few += ["--set=strategy.epochs=1"] if "--strategy=darts" in words else []
-        fast = {"search": [*QUICK, *few], "bench": ["--seeds=1", "--peers=none"]}
+        fast = {"search": [*QUICK, *few], "bench": ["--seeds=1", "--peers=none"],
+                "profile-space": ["--samples=20"]}  # fmt: skip
         done = nas(*words, *fast.get(words[0], []))
         assert done.returncode == 0, f"nas {shlex.join(words)}: {done.stderr}"
     assert list((project / "runs/mobile-evolution-1/export").glob("*.py"))
@@ -63,7 +76,7 @@ def test_the_table_of_commands_is_complete() -> None:
     from nas import cli
 
     command = get_command(cli.app)
-    assert set(re.findall(r"^\| `nas (\w+)", README, flags=re.MULTILINE)) == set(command.commands)  # type: ignore[attr-defined]
+    assert set(re.findall(r"^\| `nas ([\w-]+)", README, flags=re.MULTILINE)) == set(command.commands)  # type: ignore[attr-defined]
     options = {option for p in command.commands["search"].params for option in p.opts}  # type: ignore[attr-defined]
     row = next(line for line in README.splitlines() if line.startswith("| `nas search`"))
     assert set(re.findall(r"--\w+", row)) <= options

@@ -11,7 +11,7 @@ from torch import nn
 from nas import ops
 from nas.errors import ExportError
 from nas.ops import Op, Shape
-from nas.torch.build import ACTIVATIONS
+from nas.torch.activations import ACTIVATIONS
 
 if TYPE_CHECKING:
     from nas.export.classes import Class

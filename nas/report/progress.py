@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.status import Status
 
@@ -49,6 +49,16 @@ def watch(make: Callable[[OnTrial, OnPrepare], Search]) -> None:
         _stopped(search, console)
         raise
     _finish(search, console)
+
+
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal's standard error, for work that is counted: call it with (done, a few words)."""
+    console = Console(stderr=True)
+    columns = (BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda done, words="": shown.update(task, completed=done, description=f"{what} {words}")
 
 
 def _introduce(search: Search, console: Console) -> None:

@@ -16,13 +16,9 @@ from nas.errors import GraphError, PluginError
 from nas.graph import Graph
 from nas.ops import Shape
 from nas.torch import modules
+from nas.torch.activations import ACTIVATIONS
 from nas.torch.init import initialise
-
-ACTIVATIONS: Mapping[str, type[nn.Module]] = {
-    "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "selu": nn.SELU, "silu": nn.SiLU,
-    "hard_swish": nn.Hardswish, "gelu": nn.GELU, "mish": nn.Mish, "sigmoid": nn.Sigmoid,
-    "hard_sigmoid": nn.Hardsigmoid, "tanh": nn.Tanh,
-}  # fmt: skip
+from nas.torch.initialisation import initialisation
 
 
 def build(graph: Graph, *, seed: int | None = None) -> nn.Module:
@@ -32,7 +28,8 @@ def build(graph: Graph, *, seed: int | None = None) -> nn.Module:
 
     Args:
         graph: any lowered network or block.
-        seed: for the initial weights, which then depend on nothing else; None: PyTorch's own initialisation.
+        seed: for the initial weights, which then depend on nothing else, and are drawn as `nas.torch.initialisation`
+            says; None: PyTorch's own initialisation.
 
     Raises GraphError for names that collide, PluginError where a wrapped module cannot be built.
     """
@@ -41,7 +38,8 @@ def build(graph: Graph, *, seed: int | None = None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # for what a wrapped module draws in its constructor
         module = GraphModule(graph)
-    initialise(module, seed)
+    paths = module_paths(graph)
+    initialise(module, seed, {paths[name]: layer for name, layer in initialisation(graph).items()})
     return module
 
 
@@ -88,6 +86,15 @@ class GraphModule(nn.Module):
                 parent.add_module(scope, nn.Module())
             parent = getattr(parent, scope)
         parent.add_module(name, module)
+
+    def values(self, *x: Tensor) -> list[Tensor]:
+        """What every node computes, in the nodes' order: for looking inside, since it keeps everything."""
+        found: list[Any] = [None] * self._size
+        for i, given in zip(self._inputs, x, strict=True):
+            found[i] = given
+        for path, reads, output, _ in self._steps:
+            found[output] = self.get_submodule(".".join(path))(*[found[i] for i in reads])
+        return found
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         values: list[Any] = [None] * self._size

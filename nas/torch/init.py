@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from nas.torch.initialisation import NORMED, SMALL_NORMED, Initial
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NOTHING: Mapping[str, Initial] = {}
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, seed: int, *, gain: float = math.sqrt(2)) -> None:
+def initialise(module: nn.Module, seed: int, layers: Mapping[str, Initial] = NOTHING) -> None:
     """Draw the weights of `module` anew, in place.
 
-    Convolutions: normal with standard deviation gain / sqrt(fan out) (He et al. 2015), where the fan out
-    of a grouped convolution counts one group, as in EfficientNet. Linear layers: normal with .01.
+    Convolutions and linear layers: normal, as `layers` says by their paths, else as in a network with norms.
     Biases 0. Every other layer, norms and PReLU included, does what its own `reset_parameters` does;
     parameters that belong to no such layer keep their values.
 
     Arguments:
         seed: at least 0.
-        gain: 1 / sqrt(E f(z)^2) of the activation f that follows, z ~ N(0, 1); sqrt(2) for ReLU.
+        layers: see `nas.torch.initialisation.initialisation`.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # a user's layer may draw from it
-        for layer in module.modules():
+        for path, layer in module.named_modules():
             if isinstance(layer, CONVOLUTIONS):
-                fan_out = layer.out_channels // layer.groups * math.prod(layer.kernel_size)
-                _fill(layer, gain / math.sqrt(fan_out), generator)
+                receptive = math.prod(layer.kernel_size)
+                fans = layer.in_channels // layer.groups * receptive, layer.out_channels // layer.groups * receptive
+                _fill(layer, layers.get(path, NORMED).std(*fans), generator)
             elif isinstance(layer, nn.Linear):
-                _fill(layer, 0.01, generator)
+                _fill(layer, layers.get(path, SMALL_NORMED).std(layer.in_features, layer.out_features), generator)
             elif callable(reset := getattr(layer, "reset_parameters", None)):
                 reset()
 

@@ -35,6 +35,14 @@ class TestSupernet(Named):
         return make_evaluator("supernet", {"epochs": 1, "warmup": 0, "calibration": 64})
 
 
+class TestDiagnose(Named):
+    __test__ = True
+    name = "diagnose"
+
+    def make(self) -> Evaluator:
+        return make_evaluator("diagnose", {"steps": 2, "batch": 16})
+
+
 class TestTable(Named):
     __test__ = True
     name = "table"

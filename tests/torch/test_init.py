@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.torch.init import initialise
+from nas.torch.initialisation import Initial
 
 
 class Custom(nn.Module):
@@ -54,21 +55,32 @@ def test_depends_on_the_seed_alone() -> None:
     assert not torch.equal(one[6].table, other[6].table)
 
 
-@pytest.mark.parametrize("gain", [math.sqrt(2), 1.0])
-def test_standard_deviations(gain: float) -> None:
+def test_standard_deviations_of_a_network_with_norms() -> None:
     module = network()
     with torch.no_grad():
         for value in module.parameters():
             value.fill_(7)
-    initialise(module, 0, gain=gain)
+    initialise(module, 0)
     conv, norm, prelu, depthwise, layer_norm, linear = module[:6]
-    assert float(conv.weight.detach().std()) == pytest.approx(gain / math.sqrt(256 * 9), rel=0.02)
-    assert float(depthwise.weight.detach().std()) == pytest.approx(gain / math.sqrt(2 * 9), rel=0.05)
+    assert float(conv.weight.detach().std()) == pytest.approx(math.sqrt(2 / (256 * 9)), rel=0.02)
+    assert float(depthwise.weight.detach().std()) == pytest.approx(math.sqrt(2 / (2 * 9)), rel=0.05)
     assert float(linear.weight.detach().std()) == pytest.approx(0.01, rel=0.02)
     for layer, value in ((norm, 1), (layer_norm, 1), (prelu, 0.1)):
         assert torch.equal(layer.weight, torch.full_like(layer.weight, value))
     for layer in (conv, norm, layer_norm, linear):
         assert not layer.bias.any()
+
+
+def test_standard_deviations_as_told() -> None:
+    module = network()
+    layers = {
+        "0": Initial("he", 1.5, "in", ""), "3": Initial("lecun", 1.0, "in", ""), "5": Initial("xavier", 2.0, "mean", "")
+    }  # fmt: skip
+    initialise(module, 0, layers)
+    conv, depthwise, linear = module[0], module[3], module[5]
+    assert float(conv.weight.detach().std()) == pytest.approx(1.5 / math.sqrt(16 * 9), rel=0.02)
+    assert float(depthwise.weight.detach().std()) == pytest.approx(1 / math.sqrt(9), rel=0.05)
+    assert float(linear.weight.detach().std()) == pytest.approx(2 / math.sqrt(250), rel=0.02)
 
 
 def test_running_statistics_start_anew() -> None:
@@ -77,16 +89,3 @@ def test_running_statistics_start_anew() -> None:
     initialise(module, 0)
     assert not module[1].running_mean.any()
     assert int(module[1].num_batches_tracked) == 0
-
-
-def test_signal_keeps_its_size_through_depth() -> None:
-    """With fan out equal to fan in and the gain of ReLU, the second moment neither vanishes nor explodes."""
-    module = nn.Sequential(*(layer for _ in range(20) for layer in (nn.Conv2d(128, 128, 1), nn.ReLU())))
-    x = torch.randn(4, 128, 4, 4, generator=torch.Generator().manual_seed(0))
-    moments = {}
-    for gain in (math.sqrt(2), 1.0):
-        initialise(module, 0, gain=gain)
-        with torch.no_grad():
-            moments[gain] = float(module(x).square().mean())
-    assert 0.2 < moments[math.sqrt(2)] < 2
-    assert moments[1.0] < 1e-5

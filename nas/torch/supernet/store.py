@@ -217,7 +217,7 @@ def _any(space: Space) -> Iterator[Genotype]:
 
 
 def _initial(key: str, size: Size, seed: int) -> dict[str, Tensor]:
-    """As `nas.torch.init` draws them, from the seed and the key alone."""
+    """As `nas.torch.init` draws those of networks with norms, from the seed and the key alone."""
     values: dict[str, Tensor] = {}
     if size.kind == "norm":
         return {"weight": torch.ones(size.rows), "bias": torch.zeros(size.rows)}
