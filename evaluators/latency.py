@@ -68,7 +68,7 @@ class Latency(Evaluator):
             return
         memory = (Metric("peak_memory", "min", "bytes"),) if runtime == "torch" else ()
         self.metrics = (Metric("latency", "min", "s"), Metric("throughput", "max", "images/s"), *memory)
-        self.about = f"latency measured with {self.settings}"
+        self.about = f"latency measured: {self.settings}"
 
     def prices(self, space: Space) -> Sequence[Price]:
         """The predicted latency, if there is a table.

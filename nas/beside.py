@@ -77,7 +77,7 @@ def composed(config: Config) -> tuple[Evaluator, tuple[Metric, ...]]:
         if not getattr(find("evaluators", name), "beside", False):
             raise ConfigError(f"options of {name!r}: this evaluator cannot stand beside another one; name it with "
                               f"--evaluator={name}")  # fmt: skip
-    others = {name: make_evaluator(name, config.option(name)) for name in sections}
+    others = {name: make_evaluator(name, config.option(name), name) for name in sections}
     missing = named(config.objectives, config.limits) - {metric.name for metric in known}
     if missing:
         others = {**_installed(config, set(others)), **others}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -286,6 +287,24 @@ def _task(config: Config, evaluator: Evaluator) -> Task:
     # The space's own defaults say what it is for; an evaluator without data has no images to ask.
     defaults = defaults_of(find("search_spaces", config.space))
     return Task(None, defaults.get("input_shape", (3, 32, 32)), defaults.get("classes", 10))
+
+
+def space_for(config: Config, images: str | None = None, classes: int = 10) -> Space:
+    """The space of a configuration, made for its data, or for other images.
+
+    Args:
+        images: `CxHxW` instead of the data's.
+        classes: of those images.
+
+    Raises NasError.
+    """
+    if images is None:
+        task = Task.of(config.data, **config.option("data"))
+        return make_space(config.space, task.input_shape, task.classes, config.option("space"))
+    sizes = re.fullmatch(r"(\d+)x(\d+)x(\d+)", images)
+    if not sizes or "0" in sizes.groups() or classes < 1:
+        raise ConfigError(f"input: expected CHANNELSxHEIGHTxWIDTH such as 3x224x224, and classes, got {images!r}")
+    return make_space(config.space, tuple(map(int, sizes.groups())), classes, config.option("space"))
 
 
 def _config(run: Run) -> Config:

@@ -157,6 +157,17 @@ def format_number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def shown(metric: Metric | None) -> tuple[str, float]:
+    """Unit in which people read a metric, and the factor to it: seconds as `ms`, others as they are."""
+    return ("ms", 1e3) if metric is not None and metric.unit == "s" else ("", 1.0)
+
+
+def format_metric(value: float, metric: Metric | None) -> str:
+    """Like `format_number`, with the unit where the metric is shown in one: `12.3 ms`."""
+    unit, factor = shown(metric)
+    return f"{format_number(value * factor)} {unit}".rstrip()
+
+
 def parse_objectives(text: str | Sequence[str], metrics: Iterable[Metric]) -> tuple[Objective, ...]:
     """`accuracy,flops` or `score:max,flops`: directions come from the metrics unless given. Raises ConfigError."""
     known = {metric.name: metric for metric in metrics}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
 from nas.errors import ConfigError
 
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
+NEEDED = ("onnx", "onnxruntime")
 
 
 def require() -> None:
@@ -27,13 +27,13 @@ def session(module: nn.Module, images: Sequence[Tensor], threads: int) -> Callab
     """What runs a module in ONNX Runtime on the CPU with all its graph optimisations, and says how long it took."""
     import onnxruntime
 
-    file = io.BytesIO()
-    with torch.inference_mode(False), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own affairs
-        torch.onnx.export(module, tuple(x.clone() for x in images), file, dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    made = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    with TemporaryDirectory() as folder, torch.inference_mode(False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own affairs
+        # The newer exporter takes seconds for a block, and a table has thousands of them.
+        torch.onnx.export(module, tuple(x.clone() for x in images), f"{folder}/network.onnx", dynamo=False)
+        made = onnxruntime.InferenceSession(f"{folder}/network.onnx", options, providers=["CPUExecutionProvider"])
     feed = {entry.name: x.numpy() for entry, x in zip(made.get_inputs(), images, strict=True)}
 
     def run() -> float:

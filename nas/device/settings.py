@@ -47,9 +47,8 @@ class Settings:
             raise ConfigError("runtime: onnx runs on the CPU and chooses the layout itself; drop device, channels_last")
 
     def __str__(self) -> str:
-        threads = f"{self.threads} thread{'s' * (self.threads > 1)}, " if self.device == "cpu" else ""
         layout = ", channels_last" if self.channels_last else ""
-        return f"batch {self.batch}, {threads}{self.runtime}{layout} on {self.device}"
+        return f"batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}, {self.runtime}{layout}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -66,7 +65,7 @@ def describe(settings: Settings) -> Mapping[str, str | int]:
     else:
         found["name"] = _cpu()
     if settings.runtime == "onnx":
-        import onnxruntime  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        import onnxruntime
 
         found["onnxruntime"] = onnxruntime.__version__
     return found

@@ -42,9 +42,10 @@ class Check:
     def of(cls, pairs: Sequence[tuple[float, float]]) -> Check:
         """Every other pair is fitted, the line being the one with the least squares of relative errors."""
         fitted, held_out = pairs[::2], pairs[1::2]
-        sums, latencies = np.array(fitted, dtype=np.float64).T
+        sums, latencies = (np.array(column) for column in zip(*fitted, strict=True))
         rows = np.stack([sums, np.ones_like(sums)], axis=1) / latencies[:, None]
-        scale, offset = np.linalg.lstsq(rows, np.ones_like(sums), rcond=None)[0].tolist()
+        line: Any = np.linalg.lstsq(rows, np.ones_like(sums), rcond=None)[0]
+        scale, offset = line.tolist()
         return cls(fitted, held_out, scale, offset)
 
     @property
@@ -60,8 +61,9 @@ class Check:
     @property
     def spearman(self) -> float:
         """Rank correlation of prediction and measurement of the networks held out."""
-        ranks = np.argsort(np.argsort(np.array(self.held_out), axis=0), axis=0)  # measured times have no ties
-        return float(np.corrcoef(ranks.T)[0, 1])
+        ranks = [np.argsort(np.argsort(column)) for column in zip(*self.held_out, strict=True)]  # times have no ties
+        correlation: Any = np.corrcoef(ranks)
+        return float(correlation[0, 1])
 
     def __str__(self) -> str:
         return (

@@ -85,13 +85,13 @@ class Bench:
             before = torch.cuda.memory_allocated(self.device)
             module, images = self._made(graph)
             module(*images)
-            return torch.cuda.max_memory_allocated(self.device) - before
+            return int(torch.cuda.max_memory_allocated(self.device)) - before
         module, images = self._made(graph)
         with _Following() as living:
             for tensor in (*images, *module.parameters(), *module.buffers()):
                 living.see(tensor)
             module(*images)
-        return living.peak
+        return int(living.peak)
 
     def _made(self, graph: Graph) -> tuple[torch.nn.Module, list[Tensor]]:
         generator = torch.Generator().manual_seed(0)
@@ -115,14 +115,15 @@ def _on_cpu(module: torch.nn.Module, images: Sequence[Tensor]) -> Run:
 
 def _on_gpu(module: torch.nn.Module, images: Sequence[Tensor]) -> Run:
     """Timed by events on the GPU; not run on one yet."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    event: Any = torch.cuda.Event
+    begin, end = event(enable_timing=True), event(enable_timing=True)
 
     def run() -> float:
         begin.record()
         module(*images)
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1e3
+        return float(begin.elapsed_time(end)) / 1e3
 
     return run
 
@@ -159,11 +160,11 @@ def _agree(found: Sequence[Sequence[float]]) -> bool:
     return bool(second <= (1 + AGREEING) * first)
 
 
-class _Following(TorchDispatchMode):
+class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class
     """Bytes of all storages that live, now and at most."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
