@@ -97,7 +97,7 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
         images = [torch.randn(self.settings.batch, *graph.shapes[i], generator=generator) for i in graph.inputs]
         with torch.inference_mode(False):  # parameters of the ordinary kind: ONNX's exporter wants them
-            module = build(graph).eval().to(self.device)
+            module = build(graph, seed=0).eval().to(self.device)
         for tensor in module.parameters() if self.settings.channels_last else ():
             if tensor.dim() == 4:
                 tensor.data = tensor.data.contiguous(memory_format=self._layout)
