@@ -35,7 +35,7 @@ class Latency(Evaluator):
         channels_last: layout of images and weights.
         runtime: `torch`, or `onnx` (ONNX Runtime on the CPU, where it is installed).
         warmup: runs that do not count.
-        repeats: runs of which a median is taken.
+        repeats: runs of which a median is taken; three such medians that agree end it.
         seconds: after which no further median is taken, agreeing or not.
         table: file that `nas profile-device` wrote. Latency is then predicted from the blocks and nothing is measured:
             it is exact before anything is evaluated, like FLOPs, and `batch` and the others are those of the table.

@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.strip().splitlines()]
 EXAMPLES = [text for kind, text in BLOCKS if kind == "python"]
+FEW_BLOCKS = ["kernels=[3]", "expansions=[3]", 'activations=["relu"]', "resolutions=[1.0]"]
 QUICK = ["--trials=2", "--set=data.limit=200", "--set=evaluator.batch=16"]
 
 
@@ -37,12 +38,27 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_commands_work_in_their_order(project: Path) -> None:
     ours = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("nas ")]
-    names = ["search", "export", "search", "resume", "search", "search", "compare", "bench", *["search"] * 3]
+    names = [
+        "search",
+        "export",
+        "search",
+        "resume",
+        "search",
+        "search",
+        "compare",
+        "bench",
+        *["search"] * 4,
+        "profile-device",
+        "search",
+    ]
     assert [words[0] for words in ours] == names
     for words in ours:
         few = [] if "--rungs" in words else ["--set=evaluator.epochs=1"]
         few += ["--set=strategy.epochs=1"] if "--strategy=darts" in words else []
-        fast = {"search": [*QUICK, *few], "bench": ["--seeds=1", "--peers=none"]}
+        if any("device.json" in word for word in words):
+            few += [f"--set=space.{option}" for option in FEW_BLOCKS]
+        profiled = [word for word in few if "space." in word]
+        fast = {"search": [*QUICK, *few], "bench": ["--seeds=1", "--peers=none"], "profile-device": profiled}
         done = nas(*words, *fast.get(words[0], []))
         assert done.returncode == 0, f"nas {shlex.join(words)}: {done.stderr}"
     assert list((project / "runs/mobile-evolution-1/export").glob("*.py"))
@@ -63,7 +79,7 @@ def test_the_table_of_commands_is_complete() -> None:
     from nas import cli
 
     command = get_command(cli.app)
-    assert set(re.findall(r"^\| `nas (\w+)", README, flags=re.MULTILINE)) == set(command.commands)  # type: ignore[attr-defined]
+    assert set(re.findall(r"^\| `nas ([\w-]+)", README, flags=re.MULTILINE)) == set(command.commands)  # type: ignore[attr-defined]
     options = {option for p in command.commands["search"].params for option in p.opts}  # type: ignore[attr-defined]
     row = next(line for line in README.splitlines() if line.startswith("| `nas search`"))
     assert set(re.findall(r"--\w+", row)) <= options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -89,7 +90,7 @@ def _pass(
 
 def check(table: Table, space: Space, bench: Bench, networks: int, rng: np.random.Generator) -> Check:
     """Measure random networks of a space beside what the table says of them."""
-    chosen = _sampled(space, networks, rng)
+    chosen = sampled(space, networks, rng)
     with bench.ready():
         latencies = seconds([bench.run(architecture.graph()) for architecture in chosen])
     return Check.of(list(zip(map(table.sum, chosen), latencies, strict=True)))
@@ -97,7 +98,7 @@ def check(table: Table, space: Space, bench: Bench, networks: int, rng: np.rando
 
 def _begun(space: Space, options: Mapping[str, Any], settings: Settings, out: Path) -> Table:
     """The table that is there already, or an empty one."""
-    about = {"name": space.name, "options": dict(options), "input_shape": list(space.input_shape),
+    about = {"name": space.name, "options": json.loads(json.dumps(options)), "input_shape": list(space.input_shape),
              "classes": space.classes}  # fmt: skip
     made = Table(settings, describe(settings), about, path=out)
     if not out.exists():
@@ -110,7 +111,7 @@ def _begun(space: Space, options: Mapping[str, Any], settings: Settings, out: Pa
     return known
 
 
-def _sampled(space: Space, count: int, rng: np.random.Generator) -> Sequence[Architecture]:
+def sampled(space: Space, count: int, rng: np.random.Generator) -> Sequence[Architecture]:
     """Different networks. Raises SpaceError where there are not enough."""
     found: dict[str, Architecture] = {}
     for _ in range(count * TRIES):

@@ -81,7 +81,7 @@ class Table:
         device: what they ran on, and the versions.
         space: whose blocks they are: name, options, input shape, classes.
         blocks: by the key of the block's graph, which includes the shape it reads: medians of the seconds per run,
-            measured some time apart. The smallest counts (see `nas.device.timing`).
+            measured some time apart, of which the smallest counts.
         check: whole networks beside it; None until they have been measured.
         path: where it came from.
     """

@@ -58,7 +58,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
 
 
 def made(out: Path, space: Space = SPACE, **given: Any) -> Table:
-    return profile(space, {}, given.pop("settings", Settings()), out, networks=12, **given)
+    return profile(space, {"width": (1, 2)}, given.pop("settings", Settings()), out, networks=12, **given)
 
 
 def test_the_line_is_that_of_the_fitted_half_and_the_error_that_of_the_other() -> None:
@@ -89,6 +89,8 @@ def test_every_block_is_measured_in_every_pass_and_predicts_whole_networks(bench
     assert table.check is not None
     assert table.check.error < 0.02
     assert Table.read(tmp_path / "t.json") == table
+    assert made(tmp_path / "t.json").blocks == table.blocks
+    assert bench.runs == PASSES * len(found) + 24
 
 
 def test_an_interrupted_table_goes_on(bench: type[Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
