@@ -17,9 +17,10 @@ from toys import Toy
 
 from nas import beside, search
 from nas.architecture import Architecture
+from nas.bench.runs import Runs
 from nas.beside import Beside, composed
 from nas.config import Config
-from nas.errors import ConfigError, Infeasible, PluginError
+from nas.errors import ConfigError, Infeasible, PluginError, RunError
 from nas.evaluator import Evaluator, Report, Task
 from nas.session import load, start
 from nas.store import Run
@@ -250,10 +251,13 @@ def test_a_metric_of_two_evaluators_is_an_error_and_a_broken_one_hides_nothing(m
 
 def test_a_run_with_latency_is_read_without_the_device(tmp_path: Path) -> None:
     given: dict[str, Any] = {"evaluator": "toys:Toy", "space": "toys:toy_space", "strategy": "random"}
-    config = Config(**given, objectives=("accuracy", "latency"), trials=3, out=str(tmp_path / "run"),
-                    options={"latency": {"repeats": 1, "seconds": 0.01}})  # fmt: skip
-    start(config).run()
-    results = load(tmp_path / "run")
+    for batch in (1, 2):
+        config = Config(**given, objectives=("accuracy", "latency"), trials=3, out=str(tmp_path / f"run{batch}"),
+                        options={"latency": {"batch": batch, "repeats": 1, "seconds": 0.01}})  # fmt: skip
+        start(config).run()
+    with pytest.raises(RunError, match=r"how of .*batch 1.* it is .*batch 2"):
+        Runs([tmp_path / "run1", tmp_path / "run2"])
+    results = load(tmp_path / "run1")
     assert [(o.metric, o.direction) for o in results.objectives] == [("accuracy", "max"), ("latency", "min")]
     assert all(t.metrics["latency"] > 0 for t in results.front)
     assert results.metrics["latency"].unit == "s"

@@ -155,7 +155,8 @@ def _check(first: Results, other: Results) -> None:
         task = results.run.config.get("task", {})
         objectives = ",".join(f"{o.metric}:{o.direction}" for o in results.objectives)
         told = {name: task.get(name) for name in ABOUT}
-        return {"objectives": objectives, "evaluator": results.config.evaluator, **told}
+        how = ", ".join(results.run.config.get("about", {}).values()) or "measured by the evaluator alone"
+        return {"objectives": objectives, "evaluator": results.config.evaluator, "how": how, **told}
 
     ours, theirs = facts(first), facts(other)
     for name, value in ours.items():
