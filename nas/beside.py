@@ -75,8 +75,9 @@ def composed(config: Config) -> tuple[Evaluator, tuple[Metric, ...]]:
         if name == config.evaluator:
             raise ConfigError(f"options of {name!r}: it is the evaluator itself; set evaluator.NAME")
         if not getattr(find("evaluators", name), "beside", False):
-            raise ConfigError(f"options of {name!r}: this evaluator cannot stand beside another one; name it with "
-                              f"--evaluator={name}")  # fmt: skip
+            raise ConfigError(
+                f"options of {name!r}: this evaluator cannot stand beside another one; name it with --evaluator={name}"
+            )
     others = {name: make_evaluator(name, config.option(name), name) for name in sections}
     missing = named(config.objectives, config.limits) - {metric.name for metric in known}
     if missing:
@@ -90,8 +91,9 @@ def composed(config: Config) -> tuple[Evaluator, tuple[Metric, ...]]:
                 raise ConfigError(f"objectives: evaluators {rival!r} and {name!r} both give {min(twice)!r}")
         if gives or name in sections:
             wanted[name] = other
-    known = tuple(dict.fromkeys([*known, *(m for other in others.values() for m in other.metrics)]))
-    return (Beside(main, wanted) if wanted else main), known
+    own = {metric.name for metric in known}
+    added = [m for other in others.values() for m in other.metrics if m.name not in own]
+    return (Beside(main, wanted) if wanted else main), (*known, *added)
 
 
 def _installed(config: Config, made: set[str]) -> dict[str, Evaluator]:

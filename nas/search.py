@@ -35,7 +35,6 @@ REJECTED = 200
 RETRIES = 2
 """How often a trial is started again after its worker was lost."""
 
-
 KNOWING = ("ok", "stopped", "infeasible")
 """States of which the metrics are kept."""
 

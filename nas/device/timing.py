@@ -1,9 +1,9 @@
 """Seconds per run of networks, and the memory that one takes.
 
-Networks that are measured together take turns in rounds: each finds the caches as another one has left them, as a block
-does within a network, and what disturbs the machine for a while disturbs them all. The medians of some rounds are one
-measurement. Other processes and interrupts only ever make a run slower, so the quietest three measurements count, those
-with the smallest sums, and what is given is the median of the three. Measuring ends when they agree.
+Other processes, interrupts and a cold clock only ever make a run slower. So networks run in rounds, the median of some
+rounds is one measurement, and the smallest of several such medians counts. Measuring ends when the two smallest agree.
+Networks that are measured together take turns: each finds the caches as another one has left them, as a block does
+within a network, and what disturbs the machine for a while disturbs them all.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Run: TypeAlias = Callable[[], float]
 """Runs a network once and says how many seconds it took."""
 
 AGREEING = 0.02
-"""Relative difference of the quietest measurements at which measuring ends."""
+"""Relative difference of the two smallest medians at which measuring ends."""
 
-QUIETEST = 3
-"""Measurements that count."""
+LEAST = 3
+"""Medians at least."""
 
 
 class Bench:
@@ -135,18 +135,18 @@ def seconds(runs: Sequence[Run], *, warmup: int = 3, rounds: int = 5, longest: f
         runs: take turns.
         warmup: runs of each that do not count.
         rounds: of which a median is taken.
-        longest: seconds after which no further measurement is begun, for each of the runs.
+        longest: seconds after which no further median is begun, for each of the runs.
     """
     found = [medians(runs, warmup=warmup, rounds=rounds)]
     begin = time.perf_counter()
-    while not _agree(found[:QUIETEST]) and (len(found) < QUIETEST or time.perf_counter() - begin < longest * len(runs)):
-        found = sorted([*found, medians(runs, warmup=0, rounds=rounds)], key=sum)
-    typical: list[float] = np.median(found[:QUIETEST], axis=0).tolist()
-    return typical
+    while len(found) < LEAST or (not _agree(found) and time.perf_counter() - begin < longest * len(runs)):
+        found.append(medians(runs, warmup=0, rounds=rounds))
+    smallest: list[float] = np.min(found, axis=0).tolist()
+    return smallest
 
 
 def medians(runs: Sequence[Run], *, warmup: int, rounds: int) -> list[float]:
-    """One measurement; see `seconds`."""
+    """One median of each; see `seconds`."""
     for _ in range(warmup):
         for run in runs:
             run()
@@ -154,8 +154,10 @@ def medians(runs: Sequence[Run], *, warmup: int, rounds: int) -> list[float]:
     return found
 
 
-def _agree(quietest: Sequence[Sequence[float]]) -> bool:
-    return len(quietest) == QUIETEST and sum(quietest[-1]) <= (1 + AGREEING) * sum(quietest[0])
+def _agree(found: Sequence[Sequence[float]]) -> bool:
+    """Whether the smallest and the second smallest medians do, over all that was measured together."""
+    first, second = np.partition(found, 1, axis=0)[:2].sum(axis=1)
+    return bool(second <= (1 + AGREEING) * first)
 
 
 class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class
