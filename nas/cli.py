@@ -323,6 +323,45 @@ def _wrote(path: Path, json: bool) -> None:
     print(f"wrote  {path}", file=sys.stderr if json else sys.stdout)
 
 
+@app.command("profile-device")
+def profile_device(
+    space: Annotated[str, typer.Option(help="Search space.")] = "mobile",
+    data: Annotated[str | None, typer.Option(help="Images of whose size and classes. [default: digits]")] = None,
+    images: Annotated[
+        str | None, typer.Option("--input", help="Channels, height and width instead, such as 3x224x224.")
+    ] = None,
+    classes: Annotated[int, typer.Option(help="With --input.")] = 10,
+    batch: Annotated[int, typer.Option(help="Images per run.")] = 1,
+    threads: Annotated[int, typer.Option(help="Of the CPU.")] = 1,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Layout of images and weights.")] = False,
+    runtime: Annotated[str, typer.Option(help="torch, or onnx (ONNX Runtime).")] = "torch",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    networks: Annotated[int, typer.Option(help="Whole ones measured, to check the table.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    out: Annotated[Path, typer.Option(help="The table; the same command goes on with it.")] = Path("device.json"),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Option of the space or the data, such as space.width=0.5.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure every block of a space on this device: a table that predicts latency, and how well it does."""
+    from nas.config import Config
+    from nas.device.profile import profile
+    from nas.device.settings import Settings
+    from nas.report import device as report
+    from nas.report import tables
+    from nas.session import space_for
+    from nas.torch.runtime import pick_device
+
+    config = Config.load(None, {"space": space, "data": data}, set_ or ())
+    where = "cpu" if runtime == "onnx" and device == "auto" else str(pick_device(device))
+    settings = Settings(batch, threads, channels_last, runtime, where)
+    made = space_for(config, images, classes)
+    options = config.option("space")
+    table = report.watch(lambda hear: profile(made, options, settings, out, networks=networks, seed=seed, hear=hear))
+    tables.print_json(report.to_json(table)) if json else report.print_table(table)
+
+
 def _architecture(source: str, which: str) -> Architecture:
     """From a zoo name, a run folder or a JSON file. Raises NasError."""
     import json

@@ -13,6 +13,8 @@ from typing import Any, Self
 from nas.errors import ConfigError
 
 SECTIONS = ("space", "strategy", "evaluator", "data")
+"""Sections of options that there always are; others are called like an evaluator that stands beside the main one."""
+
 EXECUTORS = ("auto", "local", "ray", "tune")
 
 
@@ -45,7 +47,8 @@ class Config:
         out: the run folder; None for a fresh one under `runs/`.
         storage: URL such as `s3://bucket/run` at which a copy of the run folder is kept, and through which the files
             of trials travel; None if all machines see the run folder.
-        options: per section (`space`, `strategy`, `evaluator`, `data`) the options that `--set` sets.
+        options: per section the options that `--set` sets: of the `space`, `strategy`, `evaluator` and `data`, and of
+            an evaluator that measures beside the main one (`nas.beside`) under its name.
 
     Raises ConfigError for a value of the wrong type or range.
     """
@@ -115,8 +118,11 @@ class Config:
         for name in ("time", "trial_timeout", "wait"):
             put(name, parse_seconds(name, getattr(self, name)))
         for section, values in _expect("options", self.options, Mapping).items():
-            if section not in SECTIONS:
-                raise ConfigError(f"options: unknown section {section!r}; expected one of {', '.join(SECTIONS)}")
+            if not _is_section(section):
+                raise ConfigError(
+                    f"options: unknown section {section!r}; expected one of {', '.join(SECTIONS)}, or the name of an "
+                    "evaluator that measures beside the main one, such as latency"
+                )
             _expect(f"options.{section}", values, Mapping)
 
     @classmethod
@@ -174,13 +180,21 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _setting(text: str) -> tuple[str, str, Any]:
-    match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text, flags=re.DOTALL)
-    if not match or match[1] not in SECTIONS:
+    match = re.fullmatch(r"([\w-]+)\.(\w+)=(.*)", text, flags=re.DOTALL)
+    if not match or not _is_section(match[1]):
         raise ConfigError(
-            f"--set {text!r} is not SECTION.NAME=VALUE with a section among {', '.join(SECTIONS)}, "
-            "such as strategy.population=32"
+            f"--set {text!r} is not SECTION.NAME=VALUE with a section among {', '.join(SECTIONS)} and the names of "
+            "evaluators, such as strategy.population=32"
         )
     return match[1], match[2], parse_value(match[3])
+
+
+def _is_section(name: str) -> bool:
+    if name in SECTIONS:
+        return True
+    from nas.plugins import available
+
+    return name in available("evaluators")
 
 
 def parse_value(text: str) -> Any:

@@ -7,7 +7,7 @@ traceback, and end the process with exit code 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -47,6 +47,16 @@ class EvaluationError(NasError):
     """One trial ended without a result. `state` is the trial state that the journal records."""
 
     state = "failed"
+
+
+class Infeasible(EvaluationError):
+    """What was measured before training breaks a limit; `metrics` is all that was measured."""
+
+    state = "infeasible"
+
+    def __init__(self, message: str, metrics: Mapping[str, float]) -> None:
+        super().__init__(message)
+        self.metrics = metrics
 
 
 class Diverged(EvaluationError):

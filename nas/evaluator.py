@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nas.architecture import Architecture
 from nas.errors import Diverged, PluginError, TimedOut
@@ -67,9 +67,12 @@ class Report:
         self.timeout = timeout
         self.budget: float | None = None
         self.metrics: Mapping[str, float] = {}
+        self.known: Mapping[str, float] = {}
+        """What was measured before, and is part of every report."""
 
     def __call__(self, epoch: float, metrics: Mapping[str, float]) -> None:
-        self.budget, self.metrics = float(epoch), {name: float(value) for name, value in metrics.items()}
+        own = {name: float(value) for name, value in metrics.items()}
+        self.budget, self.metrics = float(epoch), {**self.known, **own}
         wild = [name for name, value in self.metrics.items() if not isfinite(value)]
         if wild:
             raise Diverged(f"the metric {wild[0]!r} became {self.metrics[wild[0]]} at epoch {epoch:g}")
@@ -89,10 +92,12 @@ class Evaluator(ABC):
     A subclass's `__init__` takes its options as keyword arguments with defaults; they are what
     `--set evaluator.NAME=VALUE` sets.
 
-    Two methods more are called on an evaluator that has them:
+    Three methods more are called on an evaluator that has them:
 
-    - `use(space)`: called once, before anything else, with the space whose architectures will come. It may raise
+    - `use(space)`: called once, before any job, with the space whose architectures will come. It may raise
       ConfigError, and then there is no run.
+    - `prices(space)`: a `nas.pricing.Price` for each of its metrics that is `exact`, known before anything is
+      evaluated. Called before `use`, and before there is a strategy. It may raise ConfigError.
     - `prepare`, with `recall` and `keep`: a long job before the first trial, as `Strategy` says. What it gives is the
       evaluator's attribute `prepared` before `open`, on every worker; numpy arrays in it are held once per machine, to
       be read only.
@@ -104,8 +109,25 @@ class Evaluator(ABC):
     needs_data: bool = True
     """Whether `open` reads the task's images."""
 
+    needs_device: bool = False
+    """Whether it computes with torch although it reads no images."""
+
     budget: float | None = None
     """Full budget of a trial (epochs), None if there is no such thing."""
+
+    beside: ClassVar[bool] = False
+    """Whether it may give its metrics beside another evaluator's, before a training, when an objective or a limit names
+    one of them (`nas.beside`). Its `__init__` is then called without options too, reads no file, and sets `metrics`."""
+
+    files: ClassVar[tuple[str, ...]] = ()
+    """Options that name files: a run keeps their absolute paths, so that it can be resumed from anywhere."""
+
+    about: str = ""
+    """How it measures, in a line that the user sees and the run folder keeps."""
+
+    def parts(self) -> Mapping[str, Evaluator]:
+        """The evaluators of which it consists, by name: itself, unless others stand beside it."""
+        return {"evaluator": self}
 
     @abstractmethod
     def open(self, task: Task, *, device: str, threads: int) -> None:

@@ -89,14 +89,17 @@ def make_strategy(name: str, *args: Any, options: Mapping[str, Any]) -> Strategy
     return made
 
 
-def make_evaluator(name: str, options: Mapping[str, Any]) -> Evaluator:
-    """The evaluator `name`; a plain function `f(module, task) -> metrics` becomes one. Raises PluginError."""
+def make_evaluator(name: str, options: Mapping[str, Any], section: str = "evaluator") -> Evaluator:
+    """The evaluator `name`; a plain function `f(module, task) -> metrics` becomes one. Raises PluginError.
+
+    `section`: of the configuration, where its options come from.
+    """
     target = find("evaluators", name)
     if inspect.isfunction(target):
         if options:
             raise PluginError(f"evaluator {name!r} is a function and takes no options, got {', '.join(options)}")
         return Function(target)
-    made: object = _call(target, f"evaluator {name!r}", "evaluator", options)
+    made: object = _call(target, f"evaluator {name!r}", section, options)
     if not isinstance(made, Evaluator):
         raise _wrong(made, f"evaluator {name!r}", "a subclass of nas.evaluator.Evaluator, or a function")
     return made

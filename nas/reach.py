@@ -11,7 +11,7 @@ import numpy as np
 
 from nas.errors import GraphError
 from nas.space import Space
-from nas.trial import Limit, format_number
+from nas.trial import Limit, Trial, format_number
 
 SMALL = 10_000
 """Genotypes up to which a space is looked through."""
@@ -24,7 +24,7 @@ def exhausted(space: Space, known: Collection[str], limits: Sequence[Limit]) -> 
     for genotype in space.enumerate():
         architecture = space.architecture(genotype)
         try:
-            metrics, key = architecture.metrics(), architecture.key()
+            metrics, key = space.metrics(architecture), architecture.key()
         except GraphError:
             continue
         if key not in known and not any(limit.violation(metrics) for limit in limits):
@@ -39,7 +39,7 @@ def describe(space: Space, known: Collection[str], limits: Sequence[Limit], seed
     high: dict[str, float] = defaultdict(lambda: -inf)
     for genotype in islice(iter(lambda: space.sample(rng), None), 200):
         try:
-            metrics = space.architecture(genotype).metrics()
+            metrics = space.costs(genotype)
         except GraphError:
             continue
         for limit in limits:
@@ -53,3 +53,13 @@ def describe(space: Space, known: Collection[str], limits: Sequence[Limit], seed
         for limit in limits
     ]
     return f"of 200 random architectures {', '.join(ranges)}"
+
+
+def measured(trials: Sequence[Trial], limits: Sequence[Limit]) -> str:
+    """Smallest and largest value measured of each limited metric that a trial broke, for an error message."""
+    broken = [limit for limit in limits if any(limit.metric in trial.violations for trial in trials if trial.ran)]
+    values = {limit: [t.metrics[limit.metric] for t in trials if limit.metric in t.metrics] for limit in broken}
+    return ", ".join(
+        f"{limit.metric} is {format_number(min(found))} to {format_number(max(found))} (limit {limit.bound:g})"
+        for limit, found in values.items()
+    )

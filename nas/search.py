@@ -29,8 +29,14 @@ FUTILE = 1000
 WAITING = 8
 """Proposals of networks that are being evaluated, after which nothing more is asked until one is done."""
 
+REJECTED = 200
+"""Networks in a row that break a limit on what is measured before training, after which a search gives up."""
+
 RETRIES = 2
 """How often a trial is started again after its worker was lost."""
+
+KNOWING = ("ok", "stopped", "infeasible")
+"""States of which the metrics are kept."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class Search:
         self._halving = Halving(plan.rungs, plan.eta, plan.objectives)
         self._to_submit: list[Job] = []
         self._durations: list[float] = []  # of evaluated trials (s), sorted
-        self._futile = 0
+        self._futile = self._rejected = 0
         self._started = time.monotonic()
         self._earlier = max((trial.elapsed for trial in run.trials), default=0.0)
         self._began = 0.0, 0
@@ -137,14 +143,14 @@ class Search:
             on_progress: called when a long job begins, and whenever it has come further.
         """
         try:
-            for name, plugin in (("strategy", self.strategy), ("evaluator", self.evaluator)):
+            plugins: dict[str, Any] = {"strategy": self.strategy, **self.evaluator.parts()}
+            for name, plugin in plugins.items():
                 if hasattr(plugin, "prepare"):
                     folder = self.store.path / "prepare" / name
                     folder.mkdir(parents=True, exist_ok=True)
                     job = Preparation(plugin, task, folder, self.plan.seed, device, threads)
                     # Set from outside: the job may have run on a copy of the plug-in, on another machine.
-                    target: Any = plugin
-                    target.prepared = prepared(job, self._executor, resources or {}, on_progress)
+                    plugin.prepared = prepared(job, self._executor, resources or {}, on_progress)
             self._executor.start()
         except BaseException:
             self._executor.close(now=True)
@@ -187,7 +193,7 @@ class Search:
         genotypes |= {asked.number: asked.proposal.genotype for asked in self.store.asked.values()}
         for number, genotype in genotypes.items():
             if number in self.store.curves:
-                exact[number] = self.space.architecture(genotype).metrics()
+                exact[number] = self.space.costs(genotype)
         for _, event in self.store.events():
             if event["event"] == "report":
                 number = event["number"]
@@ -241,7 +247,7 @@ class Search:
         common: dict[str, Any] = {"number": number, "genotype": dict(architecture.genotype), "seed": seed,
                                   "note": dict(proposal.note)}  # fmt: skip
         try:
-            key, exact = architecture.key(), architecture.metrics()
+            key, exact = architecture.key(), self.space.metrics(architecture)
         except GraphError as error:
             self._tell(Trial(key="", state="infeasible", error=str(error), violations={"graph": 1.0}, **common))
             return
@@ -272,7 +278,7 @@ class Search:
 
     def _report(self, job: Job, epoch: float, metrics: Mapping[str, float]) -> None:
         self.store.report(job.number, epoch, metrics)
-        if not self._halving.report(job.number, epoch, {**job.architecture.metrics(), **metrics}):
+        if not self._halving.report(job.number, epoch, {**self.space.metrics(job.architecture), **metrics}):
             raise Stop(f"not among the best 1/{self.plan.eta:g} at epoch {epoch:g}")
 
     def _finish(self, outcome: Outcome) -> None:
@@ -284,7 +290,7 @@ class Search:
                 self._to_submit.append(job)
                 return
             result = Result("failed", error=f"{result.error or 'the worker was lost'} ({RETRIES + 1} times)")
-        metrics = {**job.architecture.metrics(), **result.metrics} if result.state in ("ok", "stopped") else {}
+        metrics = {**self.space.metrics(job.architecture), **result.metrics} if result.state in KNOWING else {}
         wanted = [o.metric for o in self.plan.objectives] if result.state == "ok" else []
         missing = [name for name in wanted if name not in metrics]
         if missing:
@@ -296,11 +302,17 @@ class Search:
         violations = {limit.metric: v for limit in self.plan.limits if (v := limit.violation(metrics)) > 0}
         del self._running[asked.key]
         self._futile = 0
+        self._rejected = self._rejected + 1 if result.state == "infeasible" else 0
         trial = Trial(
             state=result.state, metrics=metrics, budget=result.budget, seconds=result.seconds, worker=result.worker,
             error=result.error, violations=violations, key=asked.key, **_common(asked),
         )  # fmt: skip
         self._tell(trial)
+        if self._rejected == REJECTED:
+            raise SpaceError(
+                f"{REJECTED} networks in a row broke a limit on what is measured: "
+                f"{reach.measured(self.store.trials, self.plan.limits)}; loosen the limits, or choose another space"
+            )
         for again in self._waiting.pop(asked.key, []):
             self._tell(_copy(trial, _common(again)))
 
@@ -309,7 +321,7 @@ class Search:
         self.store.tell(trial)
         before = self.front
         self._learn(trial)
-        if trial.evaluated:
+        if trial.ran:
             front = {t.number for t in self.front}
             left = {t.number for t in before} - front if self.front is not before else ()
             keep.after(self.store, trial.number, front, left)
@@ -322,11 +334,12 @@ class Search:
         """What telling changes in memory: the same when a run goes on as when it is replayed."""
         with plugin_errors(self.strategy):
             self.strategy.tell(trial)
+        if trial.ran:
+            self._known[trial.key] = trial
         if not trial.evaluated:
             return
         self.evaluated += 1
         insort(self._durations, trial.seconds)
-        self._known[trial.key] = trial
         if trial.ok and not self._dominated(trial):
             self.front = pareto.front([*self.front, trial], self.plan.objectives)
 

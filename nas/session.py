@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,18 +15,19 @@ from typing import Any
 
 from nas import pareto
 from nas.architecture import Architecture
+from nas.beside import Beside, composed
 from nas.config import Config
 from nas.errors import ConfigError, NasError, RunError, plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, OnReport
 from nas.fidelity import check_rungs
 from nas.ops import Shape
-from nas.plugins import check_options, defaults_of, find, make_evaluator, make_space, make_strategy
+from nas.plugins import check_options, defaults_of, find, make_space, make_strategy
 from nas.preparation import Progress
 from nas.search import Plan, Search
 from nas.space import Space
 from nas.store import Run, write_atomically
-from nas.trial import ANALYSIS_METRICS, Metric, Objective, Proposal, Trial, parse_limit, parse_objectives
+from nas.trial import Metric, Objective, Proposal, Trial, parse_limit, parse_objectives
 from nas.warmstart import starts
 
 RUNS = Path("runs")
@@ -48,6 +50,7 @@ def start(config: Config, *, on_trial: OnTrial | None = None, on_prepare: OnPrep
     if config.runtime_env:
         config = replace(config, runtime_env=str(Path(config.runtime_env).resolve()))
     config = replace(config, start=tuple(str(Path(n).resolve()) if Path(n).exists() else n for n in config.start))
+    config = replace(config, options=_with_files(config))
     parts = _Parts(config)
     first = starts(config.start, parts.space)
     folder = Path(config.out) if config.out else fresh(RUNS, f"{config.space}-{config.strategy}")
@@ -57,6 +60,9 @@ def start(config: Config, *, on_trial: OnTrial | None = None, on_prepare: OnPrep
         "task": _described(task),
         "versions": versions(),
     }
+    about = {name: part.about for name, part in parts.evaluator.parts().items() if part.about}
+    if about:
+        saved["about"] = about
     if first:  # all that is needed of them: the run goes on when the files that they came from are gone
         saved["starts"] = [vars(proposal) for proposal in first]
     if parts.space.recipe is not None:
@@ -71,6 +77,17 @@ def start(config: Config, *, on_trial: OnTrial | None = None, on_prepare: OnPrep
         else:
             run.discard()
         raise
+
+
+def _with_files(config: Config) -> Mapping[str, Mapping[str, Any]]:
+    """The options with absolute paths where an evaluator says that they name files."""
+    options = {section: dict(values) for section, values in config.options.items()}
+    for name, part in composed(config)[0].parts().items():
+        for option in part.files:
+            given = options.get(name, {}).get(option)
+            if isinstance(given, str):
+                options[name][option] = str(Path(given).resolve())
+    return options
 
 
 def _described(task: Task) -> dict[str, Any]:
@@ -149,20 +166,28 @@ class _Parts:
 
     def __init__(self, config: Config, own: tuple[str, Mapping[str, Any]] | None = None) -> None:
         self.config = config
-        self.evaluator = make_evaluator(config.evaluator, config.option("evaluator"))
+        self.evaluator, metrics = composed(config)
+        parts = self.evaluator.parts().values()
         self.device = _device(config, self.evaluator)
         self.task = _task(config, self.evaluator)
         name, options = own or (config.space, config.option("space"))  # a strategy's own space, when a run goes on
         space = make_space(name, self.task.input_shape, self.task.classes, options)
-        metrics = _metrics(self.evaluator)
+        for part in parts:
+            prices: Any = getattr(part, "prices", None)
+            if prices is not None:
+                with plugin_errors(part):
+                    space.prices += tuple(prices(space))
         objectives = parse_objectives(config.objectives, metrics)
         limits = tuple(parse_limit(text, metrics) for text in config.limits)
+        if isinstance(self.evaluator, Beside):
+            self.evaluator.limits = [limit for limit in limits if not limit.exact]
         self.strategy = make_strategy(config.strategy, space, objectives, limits, options=config.option("strategy"))
         self.space = self.strategy.space
-        use: Any = getattr(self.evaluator, "use", None)
-        if use is not None:
-            with plugin_errors(self.evaluator):
-                use(self.space)
+        for part in parts:
+            use: Any = getattr(part, "use", None)
+            if use is not None:
+                with plugin_errors(part):
+                    use(self.space)
         if len(objectives) > 1 and not self.strategy.multi_objective:
             raise ConfigError(
                 f"strategy {config.strategy!r} takes one objective, got {','.join(config.objectives)}; "
@@ -244,7 +269,7 @@ def _device(config: Config, evaluator: Evaluator) -> str:
         if config.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device: {config.device!r} is for Ray to choose; expected auto, cpu or cuda")
         return config.device if config.device != "auto" else "cuda" if config.gpus_per_trial else "cpu"
-    if not evaluator.needs_data:
+    if not (evaluator.needs_data or evaluator.needs_device):
         return "cpu"  # nothing is computed with torch, so it need not even be imported
     from nas.torch.runtime import pick_device
 
@@ -278,8 +303,22 @@ def threads_for(shape: Shape) -> int:
     return 1 if height * width <= SMALL else len(os.sched_getaffinity(0))
 
 
-def _metrics(evaluator: Evaluator) -> tuple[Metric, ...]:
-    return (*evaluator.metrics, *ANALYSIS_METRICS)
+def space_for(config: Config, images: str | None = None, classes: int = 10) -> Space:
+    """The space of a configuration, made for its data, or for other images.
+
+    Args:
+        images: `CxHxW` instead of the data's.
+        classes: of those images.
+
+    Raises NasError.
+    """
+    if images is None:
+        task = task_of(config)
+        return make_space(config.space, task.input_shape, task.classes, config.option("space"))
+    sizes = re.fullmatch(r"(\d+)x(\d+)x(\d+)", images)
+    if not sizes or "0" in sizes.groups() or classes < 1:
+        raise ConfigError(f"input: expected CHANNELSxHEIGHTxWIDTH such as 3x224x224, and classes, got {images!r}")
+    return make_space(config.space, tuple(map(int, sizes.groups())), classes, config.option("space"))
 
 
 def _config(run: Run) -> Config:
@@ -305,6 +344,7 @@ class Results:
         trials: told trials in order.
         front: the non-dominated ones, best first objective first.
         objectives: of the run.
+        metrics: what its objectives could have been, by name.
     """
 
     def __init__(self, run: Run) -> None:
@@ -312,8 +352,9 @@ class Results:
         self.path = run.path
         self.config = _config(run)
         self.trials = run.trials
-        evaluator = make_evaluator(self.config.evaluator, self.config.option("evaluator"))
-        self.objectives: tuple[Objective, ...] = parse_objectives(self.config.objectives, _metrics(evaluator))
+        _, metrics = composed(self.config)
+        self.metrics: Mapping[str, Metric] = {metric.name: metric for metric in metrics}
+        self.objectives: tuple[Objective, ...] = parse_objectives(self.config.objectives, metrics)
         self.front = pareto.front(run.trials, self.objectives)
 
     @property

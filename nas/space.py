@@ -17,8 +17,10 @@ from nas.choices import MISSING, Decide, Decision, Genotype, Label, OneOf
 from nas.counting import count
 from nas.errors import SpaceError
 from nas.ops import Shape
+from nas.pricing import Price
 from nas.steps import Steps
-from nas.walk import Following, Pieces, Row, remember, survey
+from nas.trial import ANALYSIS_METRICS
+from nas.walk import Following, Pieces, Row, every, remember, survey
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Space:
         name: how the space is called.
         resolution: factor on height and width; may be open.
 
+    Attributes:
+        prices: exact metrics besides those of the analysis, of a device say. They are set before the first look-up, and
+            stay where they are: a copy in another process has none.
+
     Genotypes are plain mappings from path to label; a genotype of an older version of the space stays valid when
     options are added.
     """
@@ -58,6 +64,7 @@ class Space:
         self.input_shape = input_shape
         self.classes = classes
         self.name = name
+        self.prices: tuple[Price, ...] = ()
         self._root = _Root(resolution, template)
 
     @property
@@ -192,8 +199,18 @@ class Space:
         body.__dict__["_open_"] = ()  # the walk has closed it: nobody needs to look for what is open
         return Architecture(body, shape, self.classes, self.name, complete)
 
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """Names of the metrics that are known before anything is evaluated."""
+        return (*(metric.name for metric in ANALYSIS_METRICS), *(price.metric for price in self.prices))
+
+    def metrics(self, architecture: Architecture) -> dict[str, float]:
+        """Exact metrics of one of its architectures. Raises GraphError where it cannot be built."""
+        placed = architecture.body, architecture.input_shape
+        return architecture.metrics() | {price.metric: price.whole([price.part(*placed)]) for price in self.prices}
+
     def costs(self, genotype: Genotype) -> dict[str, float]:
-        """`architecture(genotype).metrics()` without the architecture: for candidates, most of which are given up.
+        """`metrics(architecture(genotype))` without the architecture: for candidates, most of which are given up.
 
         Raises GraphError where it cannot be built, SpaceError if the genotype does not belong to this space.
         """
@@ -201,6 +218,7 @@ class Space:
         follow = Following(genotype, self.name)
         start = shape = self.shape_at(self._row.part(0, follow))
         found: list[Analysis] = []
+        prices: list[tuple[float, ...]] = []
         for i, ((whole, times, counts, paths), known) in enumerate(zip(self._pieces, self._analyses, strict=True), 1):
             n = len(paths) if times is None else counts.get(get(times))
             if n is None:  # wrong, or left out where there is but one option: the walk knows
@@ -210,19 +228,24 @@ class Space:
                 piece = known.get(key)
                 if piece is None:
                     part = self._row.part(i, follow)
-                    piece = cost(part if whole else part.steps()[j][1], shape)
+                    block = part if whole else part.steps()[j][1]
+                    piece = cost(block, shape), tuple([price.part(block, shape) for price in self.prices])
                     remember(known, key, piece)
-                found.append(piece)
-                shape = piece.shape
-        return metrics(combined(found, start))
+                found.append(piece[0])
+                prices.append(piece[1])
+                shape = piece[0].shape
+        exact = metrics(combined(found, start))
+        for k, price in enumerate(self.prices):
+            exact[price.metric] = price.whole([parts[k] for parts in prices])
+        return exact
 
     @cached_property
     def _pieces(self) -> list[Pieces]:
         return [self._row.pieces(i) for i in range(1, len(self._parts) + 1)]
 
     @cached_property
-    def _analyses(self) -> list[dict[tuple[Any, ...], Analysis]]:
-        """Costs of the pieces of each part by the labels in it and the shape that it reads."""
+    def _analyses(self) -> list[dict[tuple[Any, ...], tuple[Analysis, tuple[float, ...]]]]:
+        """Costs and prices of the pieces of each part by the labels in it and the shape that it reads."""
         return [{} for _ in self._parts]
 
     def _closed(self, genotype: Genotype) -> tuple[Shape, list[Any], Genotype]:
@@ -279,24 +302,7 @@ class Space:
 
     def enumerate(self) -> Iterator[Genotype]:
         """All genotypes, in reading order of the last decision changing fastest."""
-        prefix: list[int] = []
-        while True:
-            sizes: list[int] = []
-
-            def decide(decision: Decision, sizes: list[int] = sizes) -> int:
-                at = len(sizes)
-                sizes.append(len(decision))
-                if at == len(prefix):
-                    prefix.append(0)
-                return prefix[at]
-
-            yield self.walk(decide)
-            del prefix[len(sizes) :]
-            while prefix and prefix[-1] + 1 == sizes[len(prefix) - 1]:
-                prefix.pop()
-            if not prefix:
-                return
-            prefix[-1] += 1
+        return every(self.walk)
 
 
 def _again(template: Block, input_shape: Shape, classes: int, name: str, resolution: Any) -> Space:

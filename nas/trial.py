@@ -101,7 +101,8 @@ class Trial:
         number: position among all proposals of the run, from 0.
         genotype, key: the architecture; `key` is its structural hash.
         state: how it ended. Only `ok` trials can be in the front.
-        metrics: by name; empty unless `ok` or `stopped` (the exact ones are there for `infeasible` too).
+        metrics: by name; empty unless `ok` or `stopped`. For `infeasible`, those that were known when it ended: the
+            exact ones, and what was measured before training.
         budget: epochs spent, None if the evaluator has no budgets.
         violations: limits broken: metric to relative amount.
         elapsed: wall-clock seconds of the search when this was told.
@@ -134,6 +135,11 @@ class Trial:
         """Counts against the number of trials: neither infeasible nor a duplicate."""
         return self.state != "infeasible" and self.duplicate_of is None
 
+    @property
+    def ran(self) -> bool:
+        """Whether an evaluator saw it: one that is evaluated, or broke a limit on what is measured before training."""
+        return self.evaluated or (self.duplicate_of is None and self.seconds > 0)
+
 
 def parse_number(text: str) -> float:
     """`300M`, `1.5G`, `20ms`, `40%`, `0.9`; raises ValueError."""
@@ -149,6 +155,17 @@ def format_number(value: float) -> str:
         if abs(value) >= factor:
             return f"{value / factor:.3g}{unit}"
     return f"{value:.4g}"
+
+
+def shown(metric: Metric | None) -> tuple[str, float]:
+    """Unit in which people read a metric, and the factor to it: seconds as `ms`, others as they are."""
+    return ("ms", 1e3) if metric is not None and metric.unit == "s" else ("", 1.0)
+
+
+def format_metric(value: float, metric: Metric | None) -> str:
+    """Like `format_number`, with the unit where the metric is shown in one: `12.3 ms`."""
+    unit, factor = shown(metric)
+    return f"{format_number(value * factor)} {unit}".rstrip()
 
 
 def parse_objectives(text: str | Sequence[str], metrics: Iterable[Metric]) -> tuple[Objective, ...]:
@@ -169,6 +186,12 @@ def parse_objectives(text: str | Sequence[str], metrics: Iterable[Metric]) -> tu
     if len({o.metric for o in found}) < len(found):
         raise ConfigError(f"objectives: {text!r} names a metric twice")
     return tuple(found)
+
+
+def named(objectives: Sequence[str], limits: Sequence[str]) -> set[str]:
+    """Metrics that the texts of objectives and limits name, right or wrong."""
+    bounds = [re.match(r"\s*([\w.]+)\s*[<>=]", text) for text in limits]
+    return {text.partition(":")[0].strip() for text in objectives} | {match[1] for match in bounds if match}
 
 
 def parse_limit(text: str, metrics: Iterable[Metric]) -> Limit:

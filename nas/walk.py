@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import repeat
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from nas.choices import MISSING, Decide, Decision, Genotype, Label, OneOf, Repeat, is_open, open_children
 from nas.errors import SpaceError
+
+T = TypeVar("T")
 
 
 def resolve(template: Any, decide: Decide) -> tuple[Any, dict[str, Label]]:
@@ -28,6 +30,28 @@ def resolve(template: Any, decide: Decide) -> tuple[Any, dict[str, Label]]:
     Raises SpaceError if two different choices have the same path, or `decide` answers outside the options.
     """
     return Walker(template).resolve(decide)
+
+
+def every(walk: Callable[[Decide], T]) -> Iterator[T]:
+    """What a walk gives for all ways to decide, in reading order, the last decision changing fastest."""
+    prefix: list[int] = []
+    while True:
+        sizes: list[int] = []
+
+        def decide(decision: Decision, sizes: list[int] = sizes) -> int:
+            at = len(sizes)
+            sizes.append(len(decision))
+            if at == len(prefix):
+                prefix.append(0)
+            return prefix[at]
+
+        yield walk(decide)
+        del prefix[len(sizes) :]
+        while prefix and prefix[-1] + 1 == sizes[len(prefix) - 1]:
+            prefix.pop()
+        if not prefix:
+            return
+        prefix[-1] += 1
 
 
 class Following:

@@ -53,6 +53,11 @@ class Darts(Strategy):
     ) -> None:
         super().__init__(space, objectives, limits)
         settings = Settings(**options)
+        priced = [o.metric for o in objectives if o.metric in {price.metric for price in space.prices}]
+        if priced:
+            raise ConfigError(
+                f"strategy darts learns with FLOPs, not with {priced[0]!r}; use --limit for it, or --strategy=evolution"
+            )
         if not any(o.metric in ("flops", "params", "memory", "depth") for o in objectives):
             settings = replace(settings, points=1, penalty=0.0)
         self.settings = settings

@@ -12,7 +12,7 @@ from nas import pareto
 from nas.choices import Genotype
 from nas.errors import ConfigError
 from nas.space import Space
-from nas.strategy import COSTS, Candidate, Seen, Strategy, informs, tier
+from nas.strategy import Candidate, Seen, Strategy, informs, tier
 from nas.trial import Limit, Objective, Proposal, Trial
 
 WORK = 400
@@ -75,7 +75,7 @@ class Evolution(Strategy):
             raise ConfigError(f"strategy.mutation: expected a probability, 0 to 1, got {mutation}")
         self.population, self.offspring, self.pool = population, offspring, pool
         self.parents, self.mutation = parents, mutation
-        self._known = [i for i, o in enumerate(objectives) if o.exact and o.metric in COSTS]
+        self._known = [i for i, o in enumerate(objectives) if o.exact and o.metric in space.exact]
         self._limits = [limit for limit in limits if limit.exact]
         self._told = 0
         self._design: list[list[float]] = []  # known costs of the first trials

@@ -16,11 +16,9 @@ from nas.errors import ConfigError, PluginError
 from nas.plugins import load
 from nas.space import Space
 from nas.strategy import Candidate, Strategy
-from nas.trial import ANALYSIS_METRICS, Limit, Objective, Proposal, Trial
+from nas.trial import Limit, Objective, Proposal, Trial
 
 from .surrogates import Array, Features, GaussianProcess, Model, Scale, Surrogate
-
-COSTS = frozenset(metric.name for metric in ANALYSIS_METRICS)
 
 PATIENCE = 20
 """Mutations without progress towards the limits, after which a candidate is given up."""
@@ -113,7 +111,7 @@ class Predictor(Strategy):
 
     def tell(self, trial: Trial) -> None:
         self._told.add(trial.key)
-        if trial.evaluated:
+        if trial.ran:
             point = self._point(trial.genotype, trial)
             self._points.append(point)
             self._codes.add(point.code.tobytes())
@@ -200,6 +198,10 @@ class Predictor(Strategy):
 
     # -- models ------------------------------------------------------------------------------------------------
 
+    def _exact(self, objective: Objective) -> bool:
+        """Whether a candidate's value is known."""
+        return objective.exact and objective.metric in self.space.exact
+
     def _inputs(self, points: Sequence[_Point]) -> list[Array]:
         """Feature blocks; what has no budget of its own has the full one."""
         spent = [p.budget for p in points if p.budget is not None] or [p.budget or 0.0 for p in self._points]
@@ -210,9 +212,11 @@ class Predictor(Strategy):
     def _targets(self, points: Sequence[_Point]) -> dict[str, Array]:
         """What is to be predicted, larger being better: measured objectives and limits, and whether training ends."""
         signs = {str(limit): (limit.metric, 1.0 if limit.at_least else -1.0) for limit in self._unknown}
-        signs |= {o.metric: (o.metric, 1.0 if o.direction == "max" else -1.0) for o in self.objectives if not _exact(o)}
+        unknown = [o for o in self.objectives if not self._exact(o)]
+        signs |= {o.metric: (o.metric, 1.0 if o.direction == "max" else -1.0) for o in unknown}
         targets = {name: sign * np.array([p.value(metric) for p in points]) for name, (metric, sign) in signs.items()}
-        ends = np.array([p.trial is not None and p.trial.state in ("ok", "stopped") for p in points], float)
+        known = ("ok", "stopped", "infeasible")  # of the last it is not known whether training ends: it did not begin
+        ends = np.array([p.trial is not None and p.trial.state in known for p in points], float)
         return targets if ends.all() else targets | {"": ends}
 
     def _models(self) -> tuple[Scale, dict[str, Model]]:
@@ -273,7 +277,7 @@ class Predictor(Strategy):
         if not len(front):
             return chances
         # Known objectives from the least to the most; measured ones without the worst tenth, which may be far away.
-        exact = np.array([_exact(o) for o in self.objectives])
+        exact = np.array([self._exact(o) for o in self.objectives])
         low = np.where(exact, np.minimum(told.min(0), values[0].min(0)), told.min(0))
         high = np.where(exact, np.maximum(told.max(0), values[0].max(0)), np.quantile(told, 0.9, axis=0))
         span = np.where(high > low, high - low, 1)
@@ -286,7 +290,7 @@ class Predictor(Strategy):
         quantiles = np.array([NormalDist().inv_cdf((i + 0.5) / draws) for i in range(draws)])
         values = np.empty((draws, len(points), len(self.objectives)))
         for j, objective in enumerate(self.objectives):
-            if _exact(objective):
+            if self._exact(objective):
                 values[:, :, j] = [objective.cost(point.candidate.costs) for point in points]
             else:
                 mean, deviation = models[objective.metric].predict(x)
@@ -317,11 +321,6 @@ def _measured(proxy: Proxy, architecture: Architecture) -> float:
             f"strategy.proxies: {proxy.__module__}:{proxy.__qualname__} gave {value}, not a finite number"
         )
     return value
-
-
-def _exact(objective: Objective) -> bool:
-    """Whether a candidate's value is known."""
-    return objective.exact and objective.metric in COSTS
 
 
 def _improvement(front: Array, values: Array) -> Array:

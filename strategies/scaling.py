@@ -119,13 +119,14 @@ class Scaling(Strategy):
         found = {member.multipliers for family in self._families for member in family}
         labels = dict(zip(Multipliers._fields, zip(*found, strict=True), strict=True))
         mine = ScaledSpace(space.input_shape, space.classes, base=self._base.to_json(), **labels)
+        mine.prices = space.prices
         super().__init__(mine, objectives, limits)
         self._judge = next((o for o in objectives if not o.exact), objectives[0])
         self._exact = [limit for limit in limits if limit.exact]
         self._fitting: dict[Multipliers, bool] = {}
         self._told: dict[Multipliers, Trial] = {}
         if not any(self._plan()):
-            costs = self._base.metrics()
+            costs = self.space.metrics(self._base)
             bounds = [f"{limit} (the base has {format_number(costs[limit.metric])})" for limit in self._exact]
             raise ConfigError(
                 f"strategy scaling: no {self._base.name} scaled to begin with keeps "

@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.strip().splitlines()]
 EXAMPLES = [text for kind, text in BLOCKS if kind == "python"]
+FEW_BLOCKS = ["kernels=[3]", "expansions=[3]", 'activations=["relu"]', "resolutions=[1.0]"]
 QUICK = ["--trials=2", "--set=data.limit=200", "--set=evaluator.batch=16"]
 
 
@@ -49,13 +50,19 @@ def test_the_commands_work_in_their_order(project: Path) -> None:
         *["search"] * 3,
         "diagnose",
         "profile-space",
+        "search",
+        "profile-device",
+        "search",
     ]
     assert [words[0] for words in ours] == names
     for words in ours:
         few = [] if "--rungs" in words else ["--set=evaluator.epochs=1"]
         few += ["--set=strategy.epochs=1"] if "--strategy=darts" in words else []
+        if any("device.json" in word for word in words):
+            few += [f"--set=space.{option}" for option in FEW_BLOCKS]
+        profiled = [word for word in few if "space." in word]
         fast = {"search": [*QUICK, *few], "bench": ["--seeds=1", "--peers=none"],
-                "profile-space": ["--samples=20"]}  # fmt: skip
+                "profile-space": ["--samples=20"], "profile-device": profiled}  # fmt: skip
         done = nas(*words, *fast.get(words[0], []))
         assert done.returncode == 0, f"nas {shlex.join(words)}: {done.stderr}"
     assert list((project / "runs/mobile-evolution-1/export").glob("*.py"))

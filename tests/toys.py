@@ -68,6 +68,12 @@ class Toy(Evaluator):
             raise errors[kind]
 
 
+class Sized(Toy):
+    """For the images of the digits, without reading them."""
+
+    needs_data = True  # so that the space is made for them
+
+
 class Missing(Toy):
     """Forgets its metric."""
 

@@ -17,7 +17,7 @@ from nas.errors import RunError
 from nas.pareto import Array
 from nas.search import summary
 from nas.session import Results, load
-from nas.trial import Trial, format_number
+from nas.trial import Trial, format_metric, format_number
 
 ABOUT = ("data", "about", "input_shape", "classes")
 """What must be the same of two runs' data."""
@@ -122,13 +122,14 @@ class Runs:
     def _cells(self, row: Mapping[str, Any]) -> list[str]:
         others = [f"{n} {state}" for state, n in row["states"].items() if state != "ok"]
         volumes = [row["hypervolume"].get(str(budget)) for budget in self.budgets]
+        metrics = self.runs[0].results.metrics
         measured = [*volumes, row["hypervolume_at_end"], row["igd_plus"]]
         return [
             row["run"],
             row["strategy"],
             *("-" if value is None else f"{value:.4f}" for value in measured),
             str(row["front"]),
-            *("-" if value is None else format_number(value) for value in row["best"].values()),
+            *("-" if value is None else format_metric(value, metrics.get(name)) for name, value in row["best"].items()),
             ", ".join([str(row["evaluations"]), *others]),
             "-" if row["epochs"] is None else format_number(row["epochs"]),
             _clock(row["seconds"]),
@@ -154,7 +155,8 @@ def _check(first: Results, other: Results) -> None:
         task = results.run.config.get("task", {})
         objectives = ",".join(f"{o.metric}:{o.direction}" for o in results.objectives)
         told = {name: task.get(name) for name in ABOUT}
-        return {"objectives": objectives, "evaluator": results.config.evaluator, **told}
+        how = ", ".join(results.run.config.get("about", {}).values()) or "measured by the evaluator alone"
+        return {"objectives": objectives, "evaluator": results.config.evaluator, "how": how, **told}
 
     ours, theirs = facts(first), facts(other)
     for name, value in ours.items():

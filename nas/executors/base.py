@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nas.architecture import Architecture
-from nas.errors import EvaluationError, NasError, RunError, Stop
+from nas.errors import EvaluationError, Infeasible, NasError, RunError, Stop
 from nas.evaluator import Evaluator, Report
 from nas.trial import Result, State
 
@@ -115,6 +115,8 @@ def run_job(evaluator: Evaluator, job: Job, on_report: OnReport) -> Result:
         values = {name: float(value) for name, value in metrics.items()}
     except Stop:
         return result("stopped", report.metrics)
+    except Infeasible as error:
+        return result("infeasible", error.metrics)
     except EvaluationError as error:
         return result(cast(State, error.state), {}, str(error))
     except RunError:  # the run folder cannot be written: no fault of the network, which stays to be evaluated

@@ -124,7 +124,7 @@ class NasSearch(Searcher):
         architecture = self._space.architecture(proposal.genotype)
         asked = Asked(number, Proposal(dict(architecture.genotype), dict(proposal.note)), "", seed, None)
         try:
-            asked, exact = replace(asked, key=architecture.key()), architecture.metrics()
+            asked, exact = replace(asked, key=architecture.key()), self._space.metrics(architecture)
         except GraphError as error:
             self._tell(_trial(asked, "infeasible", error=str(error), violations={"graph": 1.0}))
             return None
@@ -158,7 +158,7 @@ class NasSearch(Searcher):
         """What became of a proposal, from the last result of its trial."""
         if result is None:
             return _trial(asked, "failed", error="the trial failed; see its error.txt")
-        exact = self._space.architecture(asked.proposal.genotype).metrics()
+        exact = self._space.costs(asked.proposal.genotype)
         wanted = [o.metric for o in self._objectives] + [limit.metric for limit in self._limits]
         metrics = {**exact, **{name: float(result[name]) for name in wanted if name in result}}
         common = {"budget": result.get("epoch"), "seconds": float(result.get("time_total_s", 0.0))}

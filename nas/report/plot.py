@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nas.trial import ANALYSIS_METRICS, format_number
+from nas.trial import format_number, shown
 
 if TYPE_CHECKING:
     from nas.session import Results
-
-_LABELS = {metric.name: f"{metric.name} ({metric.unit})" for metric in ANALYSIS_METRICS}
-_LABELS["flops"] = "FLOPs (multiply-adds)"
 
 
 def save_front(results: Results, path: Path) -> Path:
@@ -39,19 +37,31 @@ def save_front(results: Results, path: Path) -> Path:
         if len(results.objectives) == 2:
             axes.plot(x, y, drawstyle="steps-post", color="#1f6f8b", linewidth=1.2)
         axes.plot(x, y, "o", color="#1f6f8b", markersize=7, label=f"{len(chosen)} on the front")
-        axes.set_xlabel(_LABELS.get(x_name, x_name))
+        axes.set_xlabel(_label(results, x_name))
         values = [t.metrics[x_name] for t in done]
         if values and min(values) > 0 and max(values) > 20 * min(values):
             axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: format_number(value))
+        axes.xaxis.set_major_formatter(_ticks(results, x_name))
         axes.legend(frameon=False, loc="lower right")
-    axes.set_ylabel(_LABELS.get(first, first))
+    axes.set_ylabel(_label(results, first))
+    axes.yaxis.set_major_formatter(_ticks(results, first))
     judged = results.run.config["task"]["data"] or results.config.evaluator
     axes.set_title(f"{results.config.space}, {results.config.strategy}, {judged}", loc="left", fontsize=10)
     axes.grid(color="#e6eaee", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     return path
+
+
+def _label(results: Results, name: str) -> str:
+    metric = results.metrics.get(name)
+    unit = shown(metric)[0] or (metric.unit if metric is not None else "")
+    return {"flops": "FLOPs (multiply-adds)"}.get(name, f"{name} ({unit})" if unit else name)
+
+
+def _ticks(results: Results, name: str) -> Callable[[float, float], str]:
+    factor = shown(results.metrics.get(name))[1]
+    return lambda value, _: format_number(value * factor)
 
 
 def _points(trials: list, x: str, y: str) -> tuple[list[float], list[float]]:  # type: ignore[type-arg]

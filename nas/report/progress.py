@@ -18,7 +18,7 @@ from nas.preparation import Progress
 from nas.report import plot, tables
 from nas.search import Search
 from nas.session import load
-from nas.trial import Trial, format_number
+from nas.trial import Trial, format_metric, format_number
 from nas.warmstart import describe
 
 OnTrial = Callable[[Search, Trial], None]
@@ -65,6 +65,7 @@ def _introduce(search: Search, console: Console) -> None:
     about = search.store.config.get("task", {}).get("about")
     workers = search.workers
     lines = [f"run {search.store.path}", f"data {about}" if about else "", f"workers {workers}" if workers else ""]
+    lines += [str(how) for how in search.store.config.get("about", {}).values()]
     lines += [f"start {describe(proposal)}" for proposal in search.starts[search.store.proposals :]]
     for line in filter(None, lines):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -122,7 +123,7 @@ def _status(search: Search) -> str:
     if search.front:
         first = search.plan.objectives[0]
         best = min(search.front, key=lambda t: first.cost(t.metrics)).metrics[first.metric]
-        parts += [f"best {first.metric} {format_number(best)}", f"front {len(search.front)}"]
+        parts += [f"best {first.metric} {_shown(search, first.metric, best)}", f"front {len(search.front)}"]
     left = _seconds_left(search)
     return "  ".join(parts if left is None else [*parts, f"{_clock(left)} left"])
 
@@ -143,12 +144,17 @@ def _clock(seconds: float) -> str:
 
 def _line(search: Search, trial: Trial) -> str:
     metrics = "  ".join(
-        f"{o.metric} {format_number(trial.metrics[o.metric])}"
+        f"{o.metric} {_shown(search, o.metric, trial.metrics[o.metric])}"
         for o in search.plan.objectives
         if o.metric in trial.metrics
     )
     error = f"  {trial.error}" if trial.error else ""
     return f"trial {trial.number}  {trial.state}  {metrics}{error}"
+
+
+def _shown(search: Search, name: str, value: float) -> str:
+    known = {metric.name: metric for metric in search.evaluator.metrics}
+    return format_metric(value, known.get(name))
 
 
 class _Preparing:

@@ -16,7 +16,7 @@ from nas.analysis import cost
 from nas.architecture import Architecture
 from nas.errors import ConfigError, NasError
 from nas.search import summary
-from nas.trial import Trial, format_number
+from nas.trial import Trial, format_number, shown
 
 if TYPE_CHECKING:
     from nas.export import Exported
@@ -51,11 +51,15 @@ def print_run(results: Results, *, everything: bool = False) -> None:
     names = _metric_names(trials, results)
     counts = ", ".join(f"{n} {state}" for state, n in summary(results.trials).items())
     print(f"{results.path}: {counts or 'no trial yet'}; {len(results.front)} on the front")
+    units = [shown(results.metrics.get(name)) for name in names]
     rows = [
-        [str(t.number), *([t.state] if everything else []), *map(t.metrics.get, names), *_why(t, everything)]
+        [str(t.number), *([t.state] if everything else []),
+         *(None if (v := t.metrics.get(name)) is None else v * factor
+           for name, (_, factor) in zip(names, units, strict=True)), *_why(t, everything)]
         for t in trials
-    ]
-    columns = ["trial", *(["state"] if everything else []), *names, *(["remark"] if everything else [])]
+    ]  # fmt: skip
+    heads = [f"{name} ({unit})" if unit else name for name, (unit, _) in zip(names, units, strict=True)]
+    columns = ["trial", *(["state"] if everything else []), *heads, *(["remark"] if everything else [])]
     _table(columns, rows)
     if "flops" in names:
         print("flops: multiply-adds of convolutions and linear layers, one image")

@@ -58,5 +58,14 @@ class TestTable(Named):
         return [space.architecture(space.sample(np.random.default_rng(seed))) for seed in range(2)]
 
 
+class TestLatency(Named):
+    __test__ = True
+    name = "latency"
+    clocked = ("latency", "throughput")
+
+    def make(self) -> Evaluator:
+        return make_evaluator("latency", {"repeats": 2, "seconds": 0.1})
+
+
 def test_every_installed_evaluator_is_tested_here() -> None:
     assert set(available("evaluators")) == {cls.name for cls in Named.__subclasses__()}
