@@ -20,7 +20,9 @@ from nas.space import Space
 from nas.strategy import Strategy
 
 Kind = Literal["search_spaces", "strategies", "evaluators", "proxies", "zoo"]
-_WORDS = {"search_spaces": "space", "strategies": "strategy", "evaluators": "evaluator", "proxies": "proxy", "zoo": "zoo"}
+_WORDS = {
+    "search_spaces": "space", "strategies": "strategy", "evaluators": "evaluator", "proxies": "proxy", "zoo": "zoo",
+}  # fmt: skip
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (as everywhere)
@@ -37,15 +39,15 @@ class Progressivity(Proxy):
 
     def score(self, passes: Passes) -> float:
         entropies = [entropy(block.detach()) for block in passes.blocks]
-        steps = [after - before for before, after in zip(entropies, entropies[1:], strict=False)]
+        steps = [after - before for before, after in pairwise(entropies)]
         return min(steps, default=float("nan"))
 
 
 class Trainability(Proxy):
     """Mean over blocks of 2 - s - 1/s, where s is the spectral norm of the block's Jacobian.
 
-    The Jacobian is estimated from random signs v at the block's output: the mean over positions of (v' J)' v'. Where the
-    block reduces the map, the positions that become one count as channels.
+    The Jacobian is estimated from random signs v at the block's output: the mean over positions of (v' J)' v'. Where
+    the block reduces the map, the positions that become one count as channels.
     """
 
     paper = PAPER

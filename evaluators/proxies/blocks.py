@@ -12,8 +12,8 @@ CONTAINERS = ("stage", "chain", "cell_network")
 def block_outputs(graph: Graph) -> list[int]:
     """The last feature map of each block, as node indices in order.
 
-    Blocks are the outermost scopes that are no rows of blocks themselves. The one with the class scores is left out, and
-    so are those in which nothing happens but norms and activations.
+    Blocks are the outermost scopes that are no rows of blocks themselves. The one with the class scores is left out,
+    and so are those in which nothing happens but norms and activations.
     """
     rows = {scope.name for scope in graph.scopes if scope.kind in CONTAINERS}
     blocks = {scope.name for scope in graph.scopes if scope.name not in rows}

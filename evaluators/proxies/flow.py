@@ -1,6 +1,6 @@
 """The pass of synflow: what flows through a network whose weights are all positive, whatever its depth.
 
-Weights are taken by their absolute values, the input is ones, norms do nothing, gates (the squeeze-and-excitation's) are
+Weights are taken by their absolute values, the input is ones, norms do nothing, and gates (squeeze-and-excitation) are
 open. In the paper's ReLU networks activations then do nothing either, since nothing is negative; here none does,
 whichever it is: a bounded one such as ReLU6 or tanh would cut off every deeper gradient.
 

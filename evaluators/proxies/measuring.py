@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from math import nan
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,21 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (as everywhere)
 
 from nas.architecture import Architecture
-from nas.errors import ConfigError
+from nas.errors import ConfigError, EvaluationError
+from nas.ops import Shape
 from nas.torch.train import own_randomness, trial_errors
 
-from .base import Proxies, Proxy
+from .base import Proxies
 from .names import named
-from .passes import Passes
-
-if TYPE_CHECKING:
-    from nas.ops import Shape
+from .passes import Passes, Use
+from .ranking import Table
 
 BATCH = 16
 """Images, where the caller brings none."""
-
-Table = dict[str, "np.ndarray[tuple[int], np.dtype[np.float64]]"]
-"""A column of scores for each proxy; NaN or infinite where one is not defined."""
 
 
 def measure(
@@ -71,7 +68,7 @@ def measure(
 def _scored(
     arch: Architecture, proxies: Proxies, images: Tensor, labels: Tensor, seed: int, dtype: torch.dtype
 ) -> dict[str, float]:
-    uses = frozenset[str]().union(*[proxy.uses for proxy in proxies.values()])
+    uses = frozenset[Use]().union(*[proxy.uses for proxy in proxies.values()])
     with own_randomness((seed, 0), images.device):  # a wrapped module may draw
         passes = Passes(arch, images, labels, seed=seed, uses=uses, dtype=dtype)
         return {name: proxy.score(passes) for name, proxy in proxies.items()}
@@ -80,3 +77,23 @@ def _scored(
 def noise(shape: Shape, batch: int, seed: int) -> Tensor:
     """Gaussian images (batch, C, H, W)."""
     return torch.randn((batch, *shape), generator=torch.Generator().manual_seed(seed))
+
+
+def scores(
+    architectures: Iterable[Architecture], proxies: str | Iterable[str] | Proxies = "default",
+    *, on_scored: Callable[[int], None] | None = None, **options: Any,
+) -> Table:  # fmt: skip
+    """A table of the scores of several architectures, in their order; see `measure`, which takes the same options.
+
+    A network that cannot be run (out of memory, say) has NaN. `on_scored` is told how many are done, after each.
+    """
+    chosen = proxies if isinstance(proxies, Mapping) else named(proxies)
+    rows: list[Mapping[str, float]] = []
+    for arch in architectures:
+        try:
+            rows.append(measure(arch, chosen, **options))
+        except EvaluationError:
+            rows.append(dict.fromkeys(chosen, nan))
+        if on_scored is not None:
+            on_scored(len(rows))
+    return {name: np.array([row[name] for row in rows], dtype=float) for name in chosen}

@@ -16,7 +16,10 @@ class MeCo(Proxy):
     A channel that is constant correlates with none, itself included.
     """
 
-    paper = "Jiang et al. 2023, MeCo: Zero-Shot NAS with One Data and Single Forward Pass via Minimum Eigenvalue of Correlation"
+    paper = (
+        "Jiang et al. 2023, MeCo: Zero-Shot NAS with One Data and Single Forward Pass via Minimum Eigenvalue of "
+        "Correlation"
+    )
     cost = "1F"
     needs = "images"
     blind = "layers with as many channels as positions count nothing, so it sees the early layers of a network only"

@@ -89,9 +89,9 @@ class Network:
                 self.modules[node.name] = _still(module).to(self.device, self.dtype)
         sizes = [prod(shape) for shape in shapes.values()]
         generator = torch.Generator().manual_seed(seed)
-        draws = torch.randn(sum(sizes), generator=generator).to(self.device, self.dtype).split(sizes)
+        draws = torch.randn(sum(sizes), generator=generator).to(self.device, self.dtype)
         weights: dict[str, Tensor] = {}
-        for (name, shape), draw in zip(shapes.items(), draws, strict=True):
+        for (name, shape), draw in zip(shapes.items(), torch.split(draws, sizes), strict=True):
             weight = draw.view(shape) * std(prod(shape[1:]))
             weights[name] = weight.to(memory_format=torch.channels_last) if len(shape) == 4 else weight
         for name, module in self.modules.items():

@@ -190,7 +190,9 @@ class Passes:
         return flow(self.network)
 
 
-def gradients(of: Tensor, inputs: list[Tensor], grad: Tensor | None = None, *, create_graph: bool = False) -> list[Tensor]:
+def gradients(
+    of: Tensor, inputs: list[Tensor], grad: Tensor | None = None, *, create_graph: bool = False
+) -> list[Tensor]:
     """`torch.autograd.grad` that keeps the graph; zeros where `of` does not depend on an input."""
     if not inputs or not of.requires_grad:
         return [torch.zeros_like(x) for x in inputs]
@@ -200,7 +202,7 @@ def gradients(of: Tensor, inputs: list[Tensor], grad: Tensor | None = None, *, c
 
 def _packed(positive: Tensor) -> Tensor:
     words = []
-    for rows in positive.split(WORD):
+    for rows in torch.split(positive, WORD):
         powers = 2.0 ** torch.arange(len(rows), device=rows.device)
         words.append(powers @ rows)
     return torch.stack(words)

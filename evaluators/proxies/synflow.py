@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch.nn import functional as F  # noqa: N812  (as everywhere)
 
 from .base import Proxy
@@ -24,8 +25,8 @@ class Synflow(Proxy):
 
     def score(self, passes: Passes) -> float:
         weights, gradients, scale = passes.flow
-        total = sum([(w * g).sum(dtype=w.dtype) for w, g in zip(weights.values(), gradients.values(), strict=True)])
-        return float(F.softplus(total.log() + scale)) if weights else 0.0
+        total = torch.stack([(w * gradients[name]).sum() for name, w in weights.items()]).sum()
+        return float(F.softplus(total.log() + scale))
 
 
 class LogSynflow(Proxy):

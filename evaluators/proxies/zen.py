@@ -21,16 +21,16 @@ STEP = 0.01
 class Zen(Proxy):
     """log E |f(x) - f(x + .01 e)|_1 + sum over norms of log sqrt(mean variance), x and e Gaussian noise.
 
-    Weights are N(0, 1); f ends before the last pooling. The sum puts back the scale that norms take out: the variance of
-    a batch norm is a channel's over the batch, that of another norm a group's of one sample.
+    Weights are N(0, 1); f ends before the last pooling. The sum puts back the scale that norms take out: the variance
+    of a batch norm is a channel's over the batch, that of another norm a group's of one sample.
     """
 
     paper = "Lin et al. 2021, Zen-NAS: A Zero-Shot NAS for High-Performance Image Recognition"
     cost = "2F"
     needs = "nothing"
     blind = (
-        "made for chains of convolutions without operations to choose from: about .1 on NAS-Bench-201. Infinite where a "
-        "deep network has no norms"
+        "made for chains of convolutions without operations to choose from: about .1 on NAS-Bench-201; infinite where "
+        "a deep network has no norms"
     )
 
     def score(self, passes: Passes) -> float:
