@@ -13,7 +13,10 @@ K = 1e-5
 class JacobCov(Proxy):
     """-sum over eigenvalues v of log(v + k) + 1 / (v + k), for the correlation of the samples' input gradients.
 
-    A sample's gradient is that of the sum of all class scores of the batch; k = 1e-5.
+    A sample's gradient is that of the sum of all class scores of the batch, where a random sign goes with each sample;
+    k = 1e-5. Without batch norms, signs do not change the eigenvalues. With them samples depend on each other, and
+    where one stands right before the pooling, the plain sum of the paper's code is constant: its gradient is nothing
+    but rounding errors.
     """
 
     paper = "Mellor et al. 2020, Neural Architecture Search without Training (version 1)"

@@ -161,8 +161,10 @@ class Passes:
 
     @cached_property
     def input_gradients(self) -> Tensor:
-        """Of the sum of all class scores with respect to the images (N, C, H, W)."""
-        return gradients(self.logits.sum(), [self.images])[0]
+        """Of the sum of all class scores, each sample's with a random sign, with respect to the images (N, C, H, W)."""
+        logits = self.logits
+        signs = torch.randint(2, (len(logits), 1), generator=self.generator(3)).to(logits) * 2 - 1
+        return gradients(logits, [self.images], signs.expand_as(logits))[0]
 
     @cached_property
     def block_gradients(self) -> list[tuple[Tensor, Tensor]]:
@@ -194,10 +196,14 @@ def gradients(
     of: Tensor, inputs: list[Tensor], grad: Tensor | None = None, *, create_graph: bool = False
 ) -> list[Tensor]:
     """`torch.autograd.grad` that keeps the graph; zeros where `of` does not depend on an input."""
-    if not inputs or not of.requires_grad:
+    reached = [x for x in inputs if x.requires_grad] if of.requires_grad else []
+    if not reached:
         return [torch.zeros_like(x) for x in inputs]
-    found = torch.autograd.grad(of, inputs, grad, retain_graph=True, create_graph=create_graph, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+    found = iter(
+        torch.autograd.grad(of, reached, grad, retain_graph=True, create_graph=create_graph, allow_unused=True)
+    )
+    every = [next(found) if x.requires_grad else None for x in inputs]
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(every, inputs, strict=True)]
 
 
 def _packed(positive: Tensor) -> Tensor:

@@ -48,6 +48,8 @@ class _Column:
     def __init__(self, column: Array) -> None:
         finite = column[np.isfinite(column)]
         self.n = len(column)
+        undefined = self.n - len(finite)
+        self.least = (undefined + 1) / 2  # the rank of what is not defined
         self.values, first = np.unique(finite, return_index=True)
         self.ranks = _ranks(np.where(np.isfinite(column), column, -np.inf))[np.isfinite(column)][first]
         low, high = np.quantile(finite, [0.25, 0.75]) if len(finite) else (0.0, 1.0)
@@ -55,12 +57,13 @@ class _Column:
 
     def log_rank(self, score: float) -> float:
         if not np.isfinite(score) or not len(self.values):
-            return float(-np.log(self.n))
+            return float(np.log(self.least / self.n))
         worst, best = self.values[0], self.values[-1]
-        if score > best:  # half a rank, then ever more slowly
+        if score > best:  # ever more slowly
             return float(np.log(self.ranks[-1] / self.n) + np.log1p((score - best) / self.spread) / self.n)
         if score < worst:
-            return float(np.log(self.ranks[0] / self.n / (1 + (worst - score) / self.spread)))
+            above = (self.ranks[0] - self.least) / (1 + (worst - score) / self.spread)
+            return float(np.log((self.least + above) / self.n))
         return float(np.log(np.interp(score, self.values, self.ranks) / self.n))
 
 

@@ -37,16 +37,16 @@ class Zen(Proxy):
         graph, generator, end = passes.graph, passes.generator(1), features(passes.graph)
         network = Network(graph, seed=passes.seed, device=passes.device, dtype=passes.dtype, std=lambda fan_in: 1.0)
         shape = passes.images.shape
-        x, e = (torch.randn(shape, generator=generator, dtype=passes.dtype).to(passes.images) for _ in range(2))
+        x, e = (torch.randn(shape, generator=generator).to(passes.images) for _ in range(2))
         maps: list[Tensor] = []
         variances: list[Tensor] = []
 
         def tap(at: int, reads: Sequence[Tensor], value: Tensor) -> None:
             op = graph.nodes[at].op
-            if at == end:
-                maps.append(value)
             if type(op) is ops.Norm and at <= end and not maps:
                 variances.append(_variance(op, reads[0]))
+            if at == end:
+                maps.append(value)
 
         with torch.no_grad():
             network.run(x, tap)

@@ -35,6 +35,14 @@ class TestSupernet(Named):
         return make_evaluator("supernet", {"epochs": 1, "warmup": 0, "calibration": 64})
 
 
+class TestProxy(Named):
+    __test__ = True
+    name = "proxy"
+
+    def make(self) -> Evaluator:
+        return make_evaluator("proxy", {"reference": 4, "proxies": "default,snip,synflow"})
+
+
 class TestTable(Named):
     __test__ = True
     name = "table"
