@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -77,16 +78,16 @@ def _absolute(module: Module, x: Tensor) -> Module:
 
 
 def synflow(module: Module, x: Tensor, y: Tensor, graph: Graph) -> float:
-    return sum(float((w * w.grad).sum()) for w in weights(_absolute(module, x)) if w.grad is not None)
+    return sum(float((w * w.grad).detach().sum()) for w in weights(_absolute(module, x)) if w.grad is not None)
 
 
 def logsynflow(module: Module, x: Tensor, y: Tensor, graph: Graph) -> float:
-    return sum(float((w * w.grad.log1p()).sum()) for w in weights(_absolute(module, x)) if w.grad is not None)
+    return sum(float((w * w.grad.log1p()).detach().sum()) for w in weights(_absolute(module, x)) if w.grad is not None)
 
 
 def snip(module: Module, x: Tensor, y: Tensor, graph: Graph) -> float:
     F.cross_entropy(module(x), y).backward()
-    return sum(float((w * w.grad).abs().sum()) for w in weights(module) if w.grad is not None)
+    return sum(float((w * w.grad).detach().abs().sum()) for w in weights(module) if w.grad is not None)
 
 
 def grad_norm(module: Module, x: Tensor, y: Tensor, graph: Graph) -> float:
@@ -198,7 +199,7 @@ def az_nas(module: Module, x: Tensor, y: Tensor, graph: Graph) -> tuple[float, .
         out = signs.permute(0, 2, 3, 1).reshape(-1, signs.shape[1])
         s = torch.linalg.svdvals(g.permute(0, 2, 3, 1).reshape(-1, g.shape[1]).T @ out / len(out)).max()
         scores.append(float(2 - s - 1 / (s + 1e-6)))
-    steps = [b - a for a, b in zip(entropies, entropies[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(entropies)]
     return sum(entropies), min(steps), sum(scores) / len(scores)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (as everywhere)
 
 from .base import Proxy
-from .passes import Passes
+from .passes import Passes, eigenvalues
 
 PAPER = "Lee and Ham 2024, AZ-NAS: Assembling Zero-Cost Proxies for Network Architecture Search"
 EPS = 1e-6
@@ -69,7 +69,7 @@ def entropy(block: Tensor) -> float:
     x = _rows(block)
     x = x - x.mean(0)
     # The other eigenvalues of the larger product are 0.
-    values = torch.linalg.eigvalsh(x.T @ x if x.shape[0] > x.shape[1] else x @ x.T).clamp(min=0)
+    values = eigenvalues(x.T @ x if x.shape[0] > x.shape[1] else x @ x.T).clamp(min=0)
     total = values.sum()
     share = values / torch.where(total > 0, total, torch.ones_like(total))
     return float(-torch.xlogy(share, share).sum())
@@ -89,4 +89,4 @@ def _folded(x: Tensor, like: Tensor) -> Tensor:
 
 def _spectral_norm(x: Tensor) -> float:
     gram = x.T @ x if x.shape[0] > x.shape[1] else x @ x.T
-    return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt())
+    return float(eigenvalues(gram)[-1].clamp(min=0).sqrt())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .base import Proxy
-from .passes import Passes
+from .passes import Passes, eigenvalues
 
 K = 1e-5
 
@@ -22,12 +22,13 @@ class JacobCov(Proxy):
     paper = "Mellor et al. 2020, Neural Architecture Search without Training (version 1)"
     cost = "1F1B"
     needs = "images"
-    blind = "size; its direction differs between spaces (strong on NAS-Bench-201, none on NAS-Bench-301)"
+    blind = (
+        "size; not defined where the scores do not depend on an image; its direction differs between spaces (strong on "
+        "NAS-Bench-201, none on NAS-Bench-301)"
+    )
     uses = frozenset({"input_gradients"})
 
     def score(self, passes: Passes) -> float:
         correlation = torch.corrcoef(passes.input_gradients.flatten(1).double())
-        if not torch.isfinite(correlation).all():
-            return float("nan")  # the scores do not depend on some image
-        v = torch.linalg.eigvalsh(correlation).clamp(min=0) + K
+        v = eigenvalues(correlation).clamp(min=0) + K
         return float(-(v.log() + 1 / v).sum())

@@ -7,13 +7,13 @@ from math import prod
 import torch
 
 from .base import Proxy
-from .passes import Passes
+from .passes import Passes, eigenvalues
 
 
 class MeCo(Proxy):
     """Sum over convolutions of the smallest eigenvalue of the correlation of the channels' maps, for one image.
 
-    A channel that is constant correlates with none, itself included.
+    The image is the first of the batch. A channel that is constant correlates with none, itself included.
     """
 
     paper = (
@@ -34,6 +34,6 @@ class MeCo(Proxy):
             maps = layer[0].detach().flatten(1)
             maps = maps - maps.mean(1, keepdim=True)
             norms = maps.norm(dim=1, keepdim=True)
-            maps = torch.where(norms > 0, maps / norms, torch.zeros_like(maps))
-            total += float(torch.linalg.eigvalsh(maps @ maps.T)[0])
+            maps = torch.where(norms == 0, torch.zeros_like(maps), maps / norms)
+            total += float(eigenvalues(maps @ maps.T)[0])
         return total

@@ -17,17 +17,20 @@ SETS: Mapping[str, tuple[str, ...]] = {
 
 
 def named(names: str | Iterable[str]) -> Proxies:
-    """Proxies by name: those of entry points, `package.module:Class`, or the sets above. Commas part names in a string.
+    """Proxies by name: those of entry points, the sets above, or `package.module:Class`, then called `Class`.
+
+    Commas part the names in a string.
 
     Raises ConfigError for none or one twice, PluginError for an unknown one.
     """
     listed = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     flat = [one for name in listed for one in SETS.get(name, (name,))]
-    twice = next((name for name in flat if flat.count(name) > 1), None)
+    short = [name.rpartition(":")[2] for name in flat]
+    twice = next((name for name in short if short.count(name) > 1), None)
     if twice or not flat:
         what = f"got {twice!r} twice" if twice else "got none"
         raise ConfigError(f"proxies: expected different names, {what} in {','.join(listed) or 'an empty list'}")
-    return {name: _proxy(name) for name in flat}
+    return {name: _proxy(reference) for name, reference in zip(short, flat, strict=True)}
 
 
 def _proxy(name: str) -> Proxy:

@@ -110,14 +110,13 @@ class Passes:
 
     @property
     def agreement(self) -> Tensor:
-        """In how many activations two samples have the same sign (N, N), float64."""
-        self.logits  # noqa: B018  (the pass)
-        return self._agreement
+        """In how many activations two samples have the same sign (N, N), float64; NaN if the network overflows."""
+        return self._agreement + 0 * self.logits.detach().sum()
 
     @property
     def patterns(self) -> Tensor:
         """The signs of every unit that is activated over the batch, packed into (words, units) whole numbers."""
-        self.logits  # noqa: B018
+        self.logits  # noqa: B018  (the pass)
         return torch.cat(self._patterns, dim=1) if self._patterns else torch.zeros(1, 0, device=self.device)
 
     @property
@@ -204,6 +203,13 @@ def gradients(
     )
     every = [next(found) if x.requires_grad else None for x in inputs]
     return [torch.zeros_like(x) if g is None else g for g, x in zip(every, inputs, strict=True)]
+
+
+def eigenvalues(symmetric: Tensor) -> Tensor:
+    """In ascending order; NaN where the matrix is not finite, which LAPACK would refuse."""
+    if not torch.isfinite(symmetric).all():
+        return torch.full_like(symmetric[0], torch.nan)
+    return torch.linalg.eigvalsh(symmetric)
 
 
 def _packed(positive: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ class Swap(Proxy):
 
     def score(self, passes: Passes) -> float:
         patterns = passes.patterns
+        if not torch.isfinite(passes.logits).all():
+            return float("nan")
         if len(patterns) > 1:
             return float(torch.unique(patterns, dim=1).shape[1])
         seen = torch.zeros(2**WORD if len(passes.images) >= WORD else 2 ** len(passes.images), dtype=torch.bool)

@@ -26,6 +26,6 @@ class ZiCo(Proxy):
             h = second[name]
             deviation = (g - h).abs() / 2
             steady = (g.abs() + h.abs()) / 2 / deviation
-            layer = float(steady[deviation > 0].sum())
-            total += log(layer) if layer > 0 else 0.0
+            layer = float(steady[deviation != 0].sum())
+            total += log(layer) if layer != 0 else 0.0
         return total

@@ -226,6 +226,11 @@ def test_what_cannot_be_scored_says_so() -> None:
     assert np.isnan(found["jacob_cov"])
     table = scores([cut, network(Conv(6))], "nwot,jacob_cov")
     assert np.argmin(ensemble(table)) == 0
+    arch = network(Conv(6), Conv(8, stride=2))
+    images, labels = batch(arch)
+    overflown = measure(arch, ALL, images=images * 3e38, labels=labels)
+    needless = {"flops", "params", "layers", "synflow", "logsynflow", "zen"}
+    assert {name for name, value in overflown.items() if np.isfinite(value)} == needless
     linear = network(Conv(6, activation="identity"), activation="identity")
     assert measure(linear, "nwot,swap") == {"nwot": float("-inf"), "swap": 0}
 
@@ -288,6 +293,24 @@ def test_names() -> None:
         named("torch.nn:ReLU")
 
 
+def test_a_proxy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.py").write_text(
+        "from nas.evaluators.proxies.base import Proxy\n"
+        "class Spread(Proxy):\n"
+        "    paper, cost, needs, blind = '-', '1F', 'images', 'nearly everything'\n"
+        "    uses = frozenset({'layers'})\n"
+        "    def score(self, passes):\n"
+        "        return max(float(layer.std()) for layer in passes.layers)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    arch = network(Conv(6))
+    found = measure(arch, "own:Spread,nwot")
+    assert found == {"Spread": named("own:Spread")["Spread"](arch), "nwot": measure(arch, "nwot")["nwot"]}
+    evaluator = prepared(Proxies(proxies="own:Spread", noise=True, reference=3), toy_space(), tmp_path)
+    assert [metric.name for metric in evaluator.metrics] == ["score", "Spread"]
+    assert evaluated(evaluator, network(Conv(6), size=16))["Spread"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -343,7 +366,7 @@ def test_the_score_ranks_as_the_ensemble_does(tmp_path: Path) -> None:
 
 def test_an_undefined_proxy_is_a_trial_state(tmp_path: Path) -> None:
     evaluator = prepared(Proxies(proxies="jacob_cov", noise=True, reference=2), toy_space(), tmp_path)
-    with pytest.raises(Diverged, match="the proxy jacob_cov is nan: size; its direction"):
+    with pytest.raises(Diverged, match="the proxy jacob_cov is nan: size; not defined where"):
         evaluated(evaluator, network(Cut(), size=16))
 
 
