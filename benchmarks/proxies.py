@@ -2,15 +2,17 @@
 
     python benchmarks/proxies.py ranks --data fashion_mnist.npz     # 300 networks of NAS-Bench-Macro
     python benchmarks/proxies.py ranks                              # the same, on noise
+    python benchmarks/proxies.py cells --data fashion_mnist.npz     # 40 small networks of cells, trained here
     python benchmarks/proxies.py speed
     python benchmarks/proxies.py where
 
 `ranks` compares every proxy, the counts and ensembles with the published accuracies: Spearman's and Kendall's rank
 correlation, in brackets 95 % intervals by drawing the networks anew 1,000 times, and Spearman's beside FLOPs: what is
 left of it among networks of the same FLOPs (partial rank correlation). Images of one channel are repeated to three.
+`cells` does the same with networks of `nasbench201` that are trained for a short while.
 
 `speed` has two processes take turns: one with each proxy as it is usually written (`plain_proxies.py`), one with ours.
-Building the network counts. `where` tells the parts of ours apart.
+Building the network counts. `where` tells the parts of ours apart, and what the allocator is worth.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import argparse
 import csv
 import gzip
 import multiprocessing
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,8 @@ from scipy.stats import kendalltau, rankdata, spearmanr
 from torch import Tensor
 
 from nas.architecture import Architecture
-from nas.plugins import available, make_space
+from nas.evaluator import Report, Task
+from nas.plugins import available, make_evaluator, make_space
 from nas.torch.data import load
 from nas.torch.loader import Batches
 from nas.torch.runtime import prepare
@@ -49,17 +53,18 @@ ENSEMBLES = {
     "params, synflow, nwot, jacob_cov": ("params", "synflow", "nwot", "jacob_cov"),
 }
 DRAWS = 1000
+SMALL = {"channels": 8, "cells": 1}
 Array = np.ndarray[Any, Any]
 
 
-def batch(data: str | None, count: int, size: int = 32) -> tuple[Tensor, Tensor]:
-    """Images (count, 3, size, size), normalised, and labels; noise if there are no data."""
+def batch(data: str | None, count: int, size: int = 32, channels: int = 3) -> tuple[Tensor, Tensor]:
+    """Images (count, channels, size, size), normalised, and labels; noise if there are no data."""
     if data is None:
         return noise((3, size, size), count, 0), torch.arange(count) % 10
     found = load(data)
     batches = Batches(sample(found.train, count), mean=found.mean, std=found.std, batch=count, resolution=(size, size))
     x, y = next(batches.epoch())
-    return x.expand(-1, 3, -1, -1).contiguous(), y
+    return x.expand(-1, channels, -1, -1).contiguous(), y
 
 
 # -- ranks -------------------------------------------------------------------------------------------------------------
@@ -93,11 +98,35 @@ def ranks(count: int, data: str | None, size: int) -> None:
     architectures, truth, layers = published(count)
     x, y = batch(data, size)
     table = scores(architectures, sorted(available("proxies")), images=x, labels=y)
-    columns = {name: np.where(np.isfinite(column), column, -np.inf) for name, column in table.items()}
-    columns = {name: rankdata(column) for name, column in columns.items()} | {"non-identity layers": layers}
-    columns |= {name: ensemble({one: table[one] for one in names}) for name, names in ENSEMBLES.items()}
-    columns["score of the evaluator"] = by_reference(table, x, y)
+    more = {"non-identity layers": layers, "score of the evaluator": by_reference(table, x, y)}
     print(f"{len(truth)} networks, {size} images of {data or 'noise'}")
+    show(table, more, truth)
+
+
+def cells(count: int, data: str, size: int) -> None:
+    """Small networks of `nasbench201`, trained for four epochs on 4,000 images."""
+    task = Task.of(data, limit=4000, size=16)
+    space, rng = make_space("nasbench201", task.input_shape, task.classes, SMALL), np.random.default_rng(11)
+    different: dict[str, Architecture] = {}
+    while len(different) < count:
+        arch = space.architecture(space.sample(rng))
+        different.setdefault(arch.key(), arch)
+    train, losses = make_evaluator("train", {"epochs": 4, "batch": 64}), []
+    train.open(task, device="cpu", threads=1)
+    for arch in different.values():
+        with tempfile.TemporaryDirectory() as folder:
+            report = Report(lambda epoch, metrics: None)
+            found = train.evaluate(arch, seed=0, budget=None, workdir=Path(folder), report=report)
+        losses.append(-found["loss"])
+    x, y = batch(data, size, 16, task.input_shape[0])
+    print(f"{count} networks, {size} images of {data}, validation loss")
+    show(scores(different.values(), sorted(available("proxies")), images=x, labels=y), {}, np.array(losses))
+
+
+def show(table: Mapping[str, Array], more: Mapping[str, Array], truth: Array) -> None:
+    columns = {name: np.where(np.isfinite(column), column, -np.inf) for name, column in table.items()}
+    columns = {name: rankdata(column) for name, column in columns.items()} | dict(more)
+    columns |= {name: ensemble({one: table[one] for one in names}) for name, names in ENSEMBLES.items()}
     for name, column in sorted(columns.items(), key=lambda item: -float(spearmanr(item[1], truth).statistic)):
         beside = partial(column, truth, columns["flops"])
         line = f"{interval(spearmanr, column, truth)}  Kendall {interval(kendalltau, column, truth)}"
@@ -116,48 +145,56 @@ def by_reference(table: Mapping[str, Array], x: Tensor, y: Tensor) -> Array:
 # -- speed -------------------------------------------------------------------------------------------------------------
 
 
-def work(pipe: Connection, plain: bool, architectures: list[Architecture]) -> None:
-    """Answer (proxy, which architecture) with the CPU seconds that it takes."""
+def work(pipe: Connection, plain: bool, keep: bool, architectures: list[Architecture]) -> None:
+    """Answer (proxies, which architecture) with the CPU seconds that it takes; `keep` freed memory, or not."""
     torch.set_num_threads(1)
-    if not plain:
+    if keep:
         prepare(torch.device("cpu"), 1)
     x, y = batch(None, BATCH)
     while (asked := pipe.recv()) is not None:
-        name, which = asked
+        names, which = asked
         arch = architectures[which]
         started = time.process_time()
         if plain:
-            PLAIN[name](arch.module(seed=0).train(), x, y, arch.graph())
+            PLAIN[names](arch.module(seed=0).train(), x, y, arch.graph())
         else:
-            measure(arch, name, images=x, labels=y)
+            measure(arch, names, images=x, labels=y)
         pipe.send(time.process_time() - started)
 
 
-def speed(count: int) -> None:
+def turns(kinds: Mapping[str, tuple[bool, bool]], tasks: Sequence[str], count: int) -> Iterator[dict[str, float]]:
+    """For each task the mean seconds of each kind of process (plain, keep), which take turns."""
     architectures = []
     for space in ("nasbench-macro", "nasbench201"):
         found, rng = make_space(space, (3, 32, 32), 10, {}), np.random.default_rng(0)
         architectures += [found.architecture(found.sample(rng)) for _ in range(count)]
     context, workers = multiprocessing.get_context("spawn"), []
-    for plain in (True, False):
+    for plain, keep in kinds.values():
         here, there = context.Pipe()
-        process = context.Process(target=work, args=(there, plain, architectures), daemon=True)
+        process = context.Process(target=work, args=(there, plain, keep, architectures), daemon=True)
         process.start()
         workers.append((here, process))
-    ratios = []
-    for name in PLAIN:
-        seconds = np.zeros((2, len(architectures)))
+    for task in tasks:
+        seconds = np.zeros((len(kinds), len(architectures)))
         for turn in range(-1, len(architectures)):  # the first one warms up
             for kind, (pipe, _) in enumerate(workers):
-                pipe.send((name, max(turn, 0)))
+                pipe.send((task, max(turn, 0)))
                 seconds[kind, max(turn, 0)] = pipe.recv()
-        plain, ours = seconds.mean(1)
-        ratios.append(plain / ours)
-        print(f"{name:12} {1 / plain:6.1f} a second, ours {1 / ours:6.1f}  x {plain / ours:.2f}", flush=True)
-    print(f"mean x {np.mean(ratios):.2f}, geometric mean x {np.exp(np.mean(np.log(ratios))):.2f}")
+        yield dict(zip(kinds, seconds.mean(1).tolist(), strict=True))
     for pipe, process in workers:
         pipe.send(None)
         process.join()
+
+
+def speed(count: int) -> None:
+    ratios = []
+    for name, seconds in zip(
+        PLAIN, turns({"plain": (True, False), "ours": (False, True)}, list(PLAIN), count), strict=True
+    ):
+        plain, ours = seconds["plain"], seconds["ours"]
+        ratios.append(plain / ours)
+        print(f"{name:12} {1 / plain:6.1f} a second, ours {1 / ours:6.1f}  x {plain / ours:.2f}", flush=True)
+    print(f"mean x {np.mean(ratios):.2f}, geometric mean x {np.exp(np.mean(np.log(ratios))):.2f}")
 
 
 # -- where the time goes -----------------------------------------------------------------------------------------------
@@ -208,19 +245,27 @@ def where() -> None:
             print(f"  {name:34} {milliseconds(action):6.1f}", flush=True)
         alone = sum(milliseconds(lambda name=name, passes=passes: passes(name)) for name in shared)  # type: ignore[misc]
         print(f"  {'the same five, each alone':34} {alone:6.1f}", flush=True)
+    tasks = ["nwot", "snip", "default"]
+    for task, seconds in zip(tasks, turns({"freed": (False, False), "kept": (False, True)}, tasks, 4), strict=True):
+        freed, kept = (1e3 * seconds[kind] for kind in ("freed", "kept"))
+        print(f"{task}: {freed:.1f} ms as malloc is found, {kept:.1f} ms where it keeps freed memory", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ranks", "speed", "where"))
-    parser.add_argument("--data", help="of ranks: what nas.torch.data.load takes; by default noise")
-    parser.add_argument("--networks", type=int, help="of ranks 300, of speed 8 of each space")
-    parser.add_argument("--batch", type=int, default=BATCH, help="of ranks")
+    parser.add_argument("what", choices=("ranks", "cells", "speed", "where"))
+    parser.add_argument(
+        "--data", help="of ranks and cells: what nas.torch.data.load takes; by default noise, and digits"
+    )
+    parser.add_argument("--networks", type=int, help="of ranks 300, of cells 40, of speed 8 of each space")
+    parser.add_argument("--batch", type=int, default=BATCH, help="of ranks and cells")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "ranks":
         prepare(torch.device("cpu"), 1)
         ranks(given.networks or 300, given.data, given.batch)
+    elif given.what == "cells":
+        cells(given.networks or 40, given.data or "digits", given.batch)
     elif given.what == "speed":
         speed(given.networks or 8)
     else:

@@ -209,7 +209,8 @@ def eigenvalues(symmetric: Tensor) -> Tensor:
     """In ascending order; NaN where the matrix is not finite, which LAPACK would refuse."""
     if not torch.isfinite(symmetric).all():
         return torch.full_like(symmetric[0], torch.nan)
-    return torch.linalg.eigvalsh(symmetric)
+    values: Tensor = torch.linalg.eigvalsh(symmetric)
+    return values
 
 
 def _packed(positive: Tensor) -> Tensor:
