@@ -68,8 +68,10 @@ def features(graph: Graph) -> int:
 
 
 def _variance(op: ops.Norm, x: Tensor) -> Tensor:
-    """Mean of the variances that a norm divides by."""
+    """Mean of the variances that a norm divides by, all of as many numbers. (`Tensor.var` takes ten times as long.)"""
     if op.kind == "batch":
-        return x.transpose(0, 1).flatten(1).var(1, correction=0).mean()
-    groups = x.shape[1] if op.kind == "instance" else op.groups
-    return x.reshape(len(x), groups, -1).var(2, correction=0).mean()
+        mean = x.mean([0, *range(2, x.dim())], keepdim=True)
+    else:
+        x = x.reshape(len(x), x.shape[1] if op.kind == "instance" else op.groups, -1)
+        mean = x.mean(2, keepdim=True)
+    return (x - mean).square().mean()
