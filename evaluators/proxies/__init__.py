@@ -6,7 +6,8 @@
     table = scores(architectures, "default", images=x, labels=y)  # a column for each proxy
     ensemble(table)                                             # the log-rank ensemble within these architectures
 
-Each proxy is a class in a small file, found under the entry point `nas.proxies`.
+Each proxy is a class in a small file, found under the entry point `nas.proxies`. All of it runs on
+`device`; it has not been run on a GPU yet.
 """
 
 from .measuring import BATCH, measure, noise, scores

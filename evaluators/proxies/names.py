@@ -13,7 +13,8 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "default": ("flops", "nwot", "jacob_cov"),
     "az_nas": ("expressivity", "progressivity", "trainability", "flops"),
 }
-"""Ensembles by name."""
+"""Ensembles by name. The default was the best of many over 18 published tasks (NAS-Bench-Suite-Zero), and joins what sees
+size, activations and gradients; `benchmarks/proxies.py` says what it is worth here."""
 
 
 def named(names: str | Iterable[str]) -> Proxies:
