@@ -13,8 +13,8 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "default": ("flops", "nwot", "jacob_cov"),
     "az_nas": ("expressivity", "progressivity", "trainability", "flops"),
 }
-"""Ensembles by name. The default was the best of many over 18 published tasks (NAS-Bench-Suite-Zero), and joins what sees
-size, activations and gradients; `benchmarks/proxies.py` says what it is worth here."""
+"""Ensembles by name. The default is the best of many on published scores for 18 tasks (NAS-Bench-Suite-Zero), and joins
+what sees size, activations and gradients; `benchmarks/proxies.py` measures what it is worth here."""
 
 
 def named(names: str | Iterable[str]) -> Proxies:

@@ -45,6 +45,7 @@ from nas.errors import ConfigError, Diverged, PluginError, RunError
 from nas.evaluator import Report, Task
 from nas.plugins import available, make_evaluator, make_space
 from nas.preparation import Preparation
+from nas.report.tables import rows
 from nas.space import Space
 from nas.testing import toy_space
 
@@ -281,6 +282,7 @@ def test_names() -> None:
     for names in SETS.values():
         assert set(names) <= set(ALL)
     assert list(named("az_nas, nwot")) == [*SETS["az_nas"], "nwot"]
+    assert [row["name"] for row in rows("proxies", Path())] == ALL
     for proxy in named(ALL).values():
         assert proxy.paper
         assert proxy.blind
