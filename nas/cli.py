@@ -141,7 +141,7 @@ def show(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(help="runs, spaces, strategies, evaluators or zoo.")] = "runs",
+    what: Annotated[str, typer.Argument(help="runs, spaces, strategies, evaluators, proxies or zoo.")] = "runs",
     folder: Annotated[Path, typer.Option(help="Where the runs are.")] = Path("runs"),
     json: Json = False,
 ) -> None:

@@ -19,8 +19,10 @@ from nas.ops import Shape
 from nas.space import Space
 from nas.strategy import Strategy
 
-Kind = Literal["search_spaces", "strategies", "evaluators", "zoo"]
-_WORDS = {"search_spaces": "space", "strategies": "strategy", "evaluators": "evaluator", "zoo": "zoo"}
+Kind = Literal["search_spaces", "strategies", "evaluators", "proxies", "zoo"]
+_WORDS = {
+    "search_spaces": "space", "strategies": "strategy", "evaluators": "evaluator", "proxies": "proxy", "zoo": "zoo",
+}  # fmt: skip
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from statistics import NormalDist
 from typing import ClassVar, TypeAlias
@@ -13,7 +13,7 @@ from nas import pareto
 from nas.architecture import Architecture
 from nas.choices import Genotype
 from nas.errors import ConfigError, PluginError
-from nas.plugins import load
+from nas.plugins import find
 from nas.space import Space
 from nas.strategy import Candidate, Strategy
 from nas.trial import Limit, Objective, Proposal, Trial
@@ -36,12 +36,12 @@ Proxy: TypeAlias = Callable[[Architecture], float]
 class _Point:
     """A proposal as the models see it: what is known of it, and what came of it if it was told."""
 
-    def __init__(self, space: Space, candidate: Candidate, trial: Trial | None, proxies: Sequence[Proxy]) -> None:
+    def __init__(self, space: Space, candidate: Candidate, trial: Trial | None, proxies: Mapping[str, Proxy]) -> None:
         self.candidate, self.trial = candidate, trial
         self.code = space.encode(candidate.genotype)
         self.costs = list(candidate.costs.values())
         if self.costs:
-            self.costs += [_measured(proxy, candidate.architecture) for proxy in proxies]
+            self.costs += [_measured(name, proxy, candidate.architecture) for name, proxy in proxies.items()]
         self.budget = np.log(trial.budget) if trial is not None and trial.budget else None
 
     def value(self, metric: str) -> float:
@@ -69,10 +69,11 @@ class Predictor(Strategy):
         candidates: candidates compared for each later proposal.
         fresh: share of fresh samples among them.
         capacity: trials that the models are fitted to, at most: those near the front, and others spread over the run.
-        proxies: functions of yours, as `package.module:name`, from an `Architecture` to a finite number that says
-            something of its quality; they are features like the costs. Called for every candidate: cheap ones only.
+        proxies: zero-cost proxies by name (`nwot,synflow`), or functions of yours, as `package.module:name`, from an
+            `Architecture` to a finite number that says something of its quality; they are features like the costs.
+            Called for every candidate: cheap ones only.
 
-    Raises ConfigError for an option out of range, PluginError for a proxy that cannot be imported.
+    Raises ConfigError for an option out of range, PluginError for a proxy that is not there or cannot be imported.
     """
 
     model: ClassVar[type[Surrogate]] = GaussianProcess
@@ -93,10 +94,7 @@ class Predictor(Strategy):
         self._known = [limit for limit in limits if limit.exact]
         self._unknown = [limit for limit in limits if not limit.exact]
         names = [name.strip() for name in proxies.split(",")] if isinstance(proxies, str) else proxies
-        wrong = next((name for name in names if ":" not in name), None)
-        if wrong is not None:
-            raise ConfigError(f"strategy.proxies: expected package.module:name, got {wrong!r}")
-        self._proxies: list[Proxy] = [load(name) for name in names]
+        self._proxies = {name: _proxy(name) for name in names}
         self._features = Features(space)
         self._points: list[_Point] = []
         self._complete: list[_Point] = []  # those with every metric
@@ -314,12 +312,16 @@ class Predictor(Strategy):
         return chances
 
 
-def _measured(proxy: Proxy, architecture: Architecture) -> float:
+def _proxy(name: str) -> Proxy:
+    found = find("proxies", name)
+    proxy: Proxy = found() if isinstance(found, type) else found  # ours are classes, their instances functions
+    return proxy
+
+
+def _measured(name: str, proxy: Proxy, architecture: Architecture) -> float:
     value = float(proxy(architecture))
     if not isfinite(value):
-        raise PluginError(
-            f"strategy.proxies: {proxy.__module__}:{proxy.__qualname__} gave {value}, not a finite number"
-        )
+        raise PluginError(f"strategy.proxies: {name} gave {value}, not a finite number")
     return value
 
 

@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("nas", "nas.search_spaces.mobile", "nas.strategies.evolution", "nas.evaluators.table")
+MODULES = (
+    "nas",
+    "nas.search_spaces.mobile",
+    "nas.strategies.evolution",
+    "nas.evaluators.table",
+    "nas.evaluators.proxies",
+)
 PROBE = f"import importlib; print(*[importlib.import_module(name).__file__ for name in {MODULES}])"
 
 

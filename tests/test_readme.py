@@ -47,7 +47,7 @@ def test_the_commands_work_in_their_order(project: Path) -> None:
         "search",
         "compare",
         "bench",
-        *["search"] * 3,
+        *["search"] * 4,
         "diagnose",
         "profile-space",
         "search",
@@ -56,7 +56,7 @@ def test_the_commands_work_in_their_order(project: Path) -> None:
     ]
     assert [words[0] for words in ours] == names
     for words in ours:
-        few = [] if "--rungs" in words else ["--set=evaluator.epochs=1"]
+        few = [] if {"--rungs", "proxy"} & set(words) else ["--set=evaluator.epochs=1"]
         few += ["--set=strategy.epochs=1"] if "--strategy=darts" in words else []
         if any("device.json" in word for word in words):
             few += [f"--set=space.{option}" for option in FEW_BLOCKS]

@@ -106,7 +106,9 @@ def rows(what: str, folder: Path) -> list[dict[str, Any]]:
         return _runs(folder)
     if what == "zoo":
         return [_costs(name, reference(name)) for name in reference_names()]
-    kinds = {"spaces": "search_spaces", "strategies": "strategies", "evaluators": "evaluators"}
+    kinds = {
+        "spaces": "search_spaces", "strategies": "strategies", "evaluators": "evaluators", "proxies": "proxies",
+    }  # fmt: skip
     if what not in kinds:
         raise ConfigError(f"list: {what!r} is not one of runs, zoo, {', '.join(kinds)}")
     kind: Any = kinds[what]

@@ -43,6 +43,14 @@ class TestDiagnose(Named):
         return make_evaluator("diagnose", {"steps": 2, "batch": 16})
 
 
+class TestProxy(Named):
+    __test__ = True
+    name = "proxy"
+
+    def make(self) -> Evaluator:
+        return make_evaluator("proxy", {"reference": 4, "proxies": "default,snip,synflow"})
+
+
 class TestTable(Named):
     __test__ = True
     name = "table"

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nas.evaluators.proxies import measure
 from nas.search_spaces.nasbench_macro import nasbench_macro
-from nas.strategies.predictor import Predictor, _improvement
+from nas.strategies.predictor import COSTS, Predictor, _improvement
 from nas.strategies.surrogates import Features, GaussianProcess, Scale, Warp
 
 from nas import pareto
@@ -72,8 +73,16 @@ def test_a_proxy_of_ones_own_is_learnt_from(tmp_path: Path, monkeypatch: pytest.
     assert best("cheap:luck") > best(()) + 0.15
     with pytest.raises(PluginError, match="cheap:nothing gave nan, not a finite number"):
         best("cheap:nothing")
-    with pytest.raises(ConfigError, match=r"strategy\.proxies: expected package\.module:name, got 'naswot'"):
+    with pytest.raises(PluginError, match="no proxy is called 'naswot'; did you mean 'nwot'"):
         Predictor(space, [ACCURACY], proxies="naswot")
+
+
+def test_a_zero_cost_proxy_is_a_feature() -> None:
+    strategy = Predictor(nasbench_macro(), [ACCURACY], pool=2, initial=2, proxies="synflow, layers")
+    code = strategy.ask(1, np.random.default_rng(0), [])[0].genotype
+    point = strategy._point(code)
+    assert len(point.costs) == len(COSTS) + 2
+    assert point.costs[-2:] == [measure(point.candidate.architecture, name)[name] for name in ("synflow", "layers")]
 
 
 def test_it_beats_random_on_a_conditional_space() -> None:
