@@ -50,6 +50,7 @@ class Proxies(Evaluator):
     """
 
     beside = True
+    unit = "network"
 
     def __init__(
         self, *, proxies: str | Sequence[str] = "default", batch: int = 16, noise: bool = False,
@@ -162,11 +163,12 @@ class Proxies(Evaluator):
             arch, self.proxies, images=images, labels=labels, seed=seed, initialisations=self.initialisations,
             device=self.device,
         )  # fmt: skip
+        found["score"] = self._reference.score(found)
+        metrics = {metric.name: found[metric.name] for metric in self.metrics if isfinite(found[metric.name])}
         wild = next((name for name, value in found.items() if not isfinite(value)), None)
         if wild is not None:
-            raise Diverged(f"the proxy {wild} is {found[wild]}: {self.proxies[wild].blind}")
-        score = self._reference.score(found)
-        return {metric.name: score if metric.name == "score" else found[metric.name] for metric in self.metrics}
+            raise Diverged(f"the proxy {wild} is {found[wild]}: {self.proxies[wild].blind}", metrics)
+        return metrics
 
     def _images(self, task: Task) -> tuple[Tensor, Tensor]:
         import torch

@@ -40,6 +40,9 @@ def search(
         list[str] | None,
         typer.Option("--start", help="Known architectures to begin with: of the zoo, a run folder, a JSON file."),
     ] = None,
+    screen: Annotated[
+        str | None, typer.Option(help="Score many first, begin with the best: proxy:200, or proxy:200:20.")
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Architectures to evaluate. [default: 36]")] = None,
     time: Annotated[str | None, typer.Option(help="Time for the whole search, such as 10m.")] = None,
     trial_timeout: Annotated[str | None, typer.Option(help="Time per trial, such as 90s.")] = None,
@@ -97,7 +100,7 @@ def search(
 
     given: dict[str, Any] = {
         "space": space, "strategy": strategy, "evaluator": evaluator, "data": data, "objectives": objectives,
-        "limits": tuple(limit) if limit else None, "start": tuple(start_) if start_ else None,
+        "limits": tuple(limit) if limit else None, "screen": screen, "start": tuple(start_) if start_ else None,
         "trials": trials, "time": time, "trial_timeout": trial_timeout,
         "rungs": rungs, "eta": eta, "seed": seed, "device": device, "threads": threads, "workers": workers,
         "cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "prepare_gpus": prepare_gpus,
@@ -234,6 +237,30 @@ def compare(
     found = Runs(runs, budgets or ())
     found.save(out)
     tables.print_json(found.to_json()) if json else found.print()
+
+
+@app.command()
+def proxies(
+    run: RunPath,
+    proxies: Annotated[str, typer.Option(help="Such as nwot,synflow.")] = "all",
+    networks: Annotated[int, typer.Option(help="Of the run's trained ones, drawn at random.")] = 200,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Option of the proxies, such as proxy.batch=32.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Judge proxies by a run's trained networks: do they rank better than counting FLOPs does?"""
+    from nas.config import Config
+    from nas.honesty import judged
+    from nas.report import honesty, tables
+    from nas.report.progress import bar
+    from nas.session import load
+
+    options = Config.load(None, {}, set_ or ()).option("proxy")
+    with bar("scoring", networks) as shown:
+        found = judged(load(run), proxies=proxies, options=options, device=device, networks=networks, on_scored=shown)
+    tables.print_json(found.to_json()) if json else honesty.print_honesty(found)
 
 
 @app.command()

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from nas.errors import ConfigError
+from nas.screening import Screening
 
-SECTIONS = ("space", "strategy", "evaluator", "data")
+SECTIONS = ("space", "strategy", "evaluator", "data", "screen")
 """Sections of options that there always are; others are called like an evaluator that stands beside the main one."""
 
 EXECUTORS = ("auto", "local", "ray", "tune")
@@ -26,6 +27,8 @@ class Config:
         space, strategy, evaluator: plug-in names, or `package.module:Name`.
         data: where the images are.
         start: known architectures to begin with: names of the zoo, run folders, JSON files (`nas.warmstart`).
+        screen: `proxy:200` or `proxy:200:20`: an evaluator scores 200 random architectures, and the search begins with the
+            best 20 (`nas.screening`); None for none.
         objectives: `name`, or `name:max` / `name:min`.
         limits: such as `flops=300M`.
         trials: how many architectures to evaluate.
@@ -60,6 +63,7 @@ class Config:
     objectives: tuple[str, ...] = ("accuracy", "flops")
     limits: tuple[str, ...] = ()
     start: tuple[str, ...] = ()
+    screen: str | None = None
     trials: int = 36
     time: float | None = None
     trial_timeout: float | None = None
@@ -108,9 +112,13 @@ class Config:
             parts = value.split(",") if isinstance(value, str) else list(_expect(name, value, Sequence))
             put(name, tuple(str(_expect(name, part, str)).strip() for part in parts))
         put("start", tuple(part.strip() for several in self.start for part in several.split(",") if part.strip()))
-        for name in ("out", "storage", "address", "runtime_env"):
+        for name in ("out", "storage", "address", "runtime_env", "screen"):
             if getattr(self, name) is not None:
                 _expect(name, getattr(self, name), str)
+        if self.screen is not None:
+            Screening.parse(self.screen)
+        elif "screen" in self.options:
+            raise ConfigError("options of 'screen' without a screen; give one with --screen, such as proxy:200")
         if self.storage is not None and "://" not in self.storage:
             raise ConfigError(f"storage: expected a URL such as s3://bucket/run, got {self.storage!r}")
         if not self.objectives:

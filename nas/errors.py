@@ -44,19 +44,23 @@ class ExportError(NasError):
 
 
 class EvaluationError(NasError):
-    """One trial ended without a result. `state` is the trial state that the journal records."""
+    """One trial ended without a result. `state` is the trial state that the journal records.
+
+    Args:
+        metrics: what was measured nevertheless.
+    """
 
     state = "failed"
 
+    def __init__(self, message: str = "", metrics: Mapping[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.metrics = metrics or {}
+
 
 class Infeasible(EvaluationError):
-    """What was measured before training breaks a limit; `metrics` is all that was measured."""
+    """What was measured before training breaks a limit."""
 
     state = "infeasible"
-
-    def __init__(self, message: str, metrics: Mapping[str, float]) -> None:
-        super().__init__(message)
-        self.metrics = metrics
 
 
 class Diverged(EvaluationError):

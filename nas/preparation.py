@@ -14,12 +14,16 @@ from nas.executors.base import Executor, Hear
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the plug-in called `name` has come: `epoch` of `of` (None if it does not say), and its metrics."""
+    """How far the plug-in called `name` has come: `epoch` of `of` (None if it does not say), and its metrics.
+
+    `unit`: what is counted, where it is not epochs: the plug-in's attribute of that name.
+    """
 
     name: str
     epoch: float
     of: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    unit: str = "epoch"
 
 
 OnProgress = Callable[[Progress], None]
@@ -71,7 +75,7 @@ def prepared(
 
     def hear(epoch: float, metrics: Mapping[str, float], of: float | None) -> None:
         if on_progress is not None:
-            on_progress(Progress(job.name, epoch, of, metrics))
+            on_progress(Progress(job.name, epoch, of, metrics, getattr(plugin, "unit", "epoch")))
 
     hear(0.0, {}, None)
     found = executor.run_once(job, resources, hear).result()

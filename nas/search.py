@@ -18,6 +18,7 @@ from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, Job, OnReport, Outcome
 from nas.fidelity import Halving
 from nas.preparation import OnProgress, Preparation, prepared
+from nas.screening import Screen
 from nas.space import Space
 from nas.store import Asked, Run
 from nas.strategy import Strategy
@@ -72,6 +73,7 @@ class Search:
         executor: makes the executor for this search, given the function to call for each report.
         on_trial: called after each told trial.
         starts: proposals that come before the strategy is asked, the same ones each time the run goes on.
+        screen: finds more of them, before the first trial.
 
     Attributes:
         front: the non-dominated trials so far.
@@ -81,7 +83,7 @@ class Search:
     def __init__(
         self, run: Run, space: Space, strategy: Strategy, evaluator: Evaluator, plan: Plan,
         executor: Callable[[OnReport], Executor], *, on_trial: Callable[[Search, Trial], None] | None = None,
-        starts: Sequence[Proposal] = (),
+        starts: Sequence[Proposal] = (), screen: Screen | None = None,
     ) -> None:  # fmt: skip
         self.store, self.space, self.strategy, self.evaluator, self.plan = run, space, strategy, evaluator, plan
         self.front: list[Trial] = []
@@ -91,6 +93,7 @@ class Search:
         self._executor = executor(self._report)
         self._on_trial = on_trial
         self.starts = tuple(starts)
+        self._screen = screen
         self._exact = [limit for limit in plan.limits if limit.exact]
         self._known: dict[str, Trial] = {}  # key to the trial that evaluated it
         self._running: dict[str, int] = {}  # key to the number of the trial being evaluated
@@ -144,6 +147,8 @@ class Search:
         """
         try:
             plugins: dict[str, Any] = {"strategy": self.strategy, **self.evaluator.parts()}
+            if self._screen is not None:
+                plugins["screen"] = self._screen
             for name, plugin in plugins.items():
                 if hasattr(plugin, "prepare"):
                     folder = self.store.path / "prepare" / name
@@ -151,6 +156,8 @@ class Search:
                     job = Preparation(plugin, task, folder, self.plan.seed, device, threads)
                     # Set from outside: the job may have run on a copy of the plug-in, on another machine.
                     plugin.prepared = prepared(job, self._executor, resources or {}, on_progress)
+            if self._screen is not None:
+                self.starts = (*self.starts, *(self._screen.prepared or ()))
             self._executor.start()
         except BaseException:
             self._executor.close(now=True)

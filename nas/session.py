@@ -22,8 +22,9 @@ from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, OnReport
 from nas.fidelity import check_rungs
 from nas.ops import Shape
-from nas.plugins import check_options, defaults_of, find, make_space, make_strategy
+from nas.plugins import check_options, defaults_of, find, make_evaluator, make_space, make_strategy
 from nas.preparation import Progress
+from nas.screening import Screen, Screening
 from nas.search import Plan, Search
 from nas.space import Space
 from nas.store import Run, write_atomically
@@ -169,7 +170,9 @@ class _Parts:
         self.evaluator, metrics = composed(config)
         parts = self.evaluator.parts().values()
         self.device = _device(config, self.evaluator)
-        self.task = _task(config, self.evaluator)
+        screening = None if config.screen is None else Screening.parse(config.screen)
+        scout = None if screening is None else make_evaluator(screening.evaluator, config.option("screen"), "screen")
+        self.task = task_for(config, self.evaluator if scout is None or self.evaluator.needs_data else scout)
         name, options = own or (config.space, config.option("space"))  # a strategy's own space, when a run goes on
         space = make_space(name, self.task.input_shape, self.task.classes, options)
         for part in parts:
@@ -183,6 +186,9 @@ class _Parts:
             self.evaluator.limits = [limit for limit in limits if not limit.exact]
         self.strategy = make_strategy(config.strategy, space, objectives, limits, options=config.option("strategy"))
         self.space = self.strategy.space
+        self.screen: Screen | None = None
+        if screening is not None and scout is not None:
+            self.screen = Screen(screening, scout, self.space, objectives, limits)
         for part in parts:
             use: Any = getattr(part, "use", None)
             if use is not None:
@@ -212,7 +218,15 @@ class _Parts:
     def search(self, run: Run, on_trial: OnTrial | None, on_prepare: OnPrepare | None) -> Search:
         first = [Proposal(**proposal) for proposal in run.config.get("starts", ())]
         search = Search(
-            run, self.space, self.strategy, self.evaluator, self.plan, self._executor, on_trial=on_trial, starts=first
+            run,
+            self.space,
+            self.strategy,
+            self.evaluator,
+            self.plan,
+            self._executor,
+            on_trial=on_trial,
+            starts=first,
+            screen=self.screen,
         )
         gpus = self.config.prepare_gpus if self.config.prepare_gpus is not None else self.config.gpus_per_trial
         search.prepare(
@@ -276,7 +290,8 @@ def _device(config: Config, evaluator: Evaluator) -> str:
     return str(pick_device(config.device))
 
 
-def _task(config: Config, evaluator: Evaluator) -> Task:
+def task_for(config: Config, evaluator: Evaluator) -> Task:
+    """What an evaluator is to work on: images only if it reads any. Raises ConfigError or DataError."""
     if evaluator.needs_data:
         return task_of(config)
     # The space's own defaults say what it is for; an evaluator without data has no images to ask.

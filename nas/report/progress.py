@@ -185,7 +185,7 @@ class _Preparing:
 
     def _line(self, progress: Progress, now: float) -> str:
         of = "" if progress.of is None else f"/{progress.of:g}"
-        parts = [progress.name, f"epoch {progress.epoch:g}{of}" if progress.epoch else "preparing"]
+        parts = [progress.name, f"{progress.unit} {progress.epoch:g}{of}" if progress.epoch else "preparing"]
         parts += [f"{name} {format_number(value)}" for name, value in progress.metrics.items()]
         done = progress.epoch - self._from
         if progress.of is not None and done > 0:

@@ -30,7 +30,7 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=1))
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Text to the left, numbers to the right and short. Outside a terminal, lines are as long as they need to be."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
@@ -60,7 +60,7 @@ def print_run(results: Results, *, everything: bool = False) -> None:
     ]  # fmt: skip
     heads = [f"{name} ({unit})" if unit else name for name, (unit, _) in zip(names, units, strict=True)]
     columns = ["trial", *(["state"] if everything else []), *heads, *(["remark"] if everything else [])]
-    _table(columns, rows)
+    print_table(columns, rows)
     if "flops" in names:
         print("flops: multiply-adds of convolutions and linear layers, one image")
 
@@ -148,7 +148,7 @@ def print_rows(what: str, found: Sequence[Row]) -> None:
     if not found:
         print(f"no {what} here; `nas search` starts a run" if what == "runs" else f"no {what}")
         return
-    _table(list(found[0]), [list(row.values()) for row in found])
+    print_table(list(found[0]), [list(row.values()) for row in found])
 
 
 def _costs(name: str, architecture: Architecture) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def print_architecture(architecture: Architecture) -> None:
         for b in data["blocks"]
     ]  # fmt: skip
     print(f"{data['name']}  {data['key']}")
-    _table(["block", "kind", "output", "params", "FLOPs", "share"], lines)
+    print_table(["block", "kind", "output", "params", "FLOPs", "share"], lines)
     size = "x".join(map(str, data["input_shape"]))
     height, width = data["receptive_field"]
     print(f"input            {size}, {data['classes']} classes")
