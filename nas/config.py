@@ -27,8 +27,8 @@ class Config:
         space, strategy, evaluator: plug-in names, or `package.module:Name`.
         data: where the images are.
         start: known architectures to begin with: names of the zoo, run folders, JSON files (`nas.warmstart`).
-        screen: `proxy:200` or `proxy:200:20`: an evaluator scores 200 random architectures, and the search begins with the
-            best 20 (`nas.screening`); None for none.
+        screen: such as `proxy:200:20`: an evaluator scores 200 random architectures, and the search begins with the
+            best 20, by default a tenth (`nas.screening`); None for none.
         objectives: `name`, or `name:max` / `name:min`.
         limits: such as `flops=300M`.
         trials: how many architectures to evaluate.
@@ -115,10 +115,6 @@ class Config:
         for name in ("out", "storage", "address", "runtime_env", "screen"):
             if getattr(self, name) is not None:
                 _expect(name, getattr(self, name), str)
-        if self.screen is not None:
-            Screening.parse(self.screen)
-        elif "screen" in self.options:
-            raise ConfigError("options of 'screen' without a screen; give one with --screen, such as proxy:200")
         if self.storage is not None and "://" not in self.storage:
             raise ConfigError(f"storage: expected a URL such as s3://bucket/run, got {self.storage!r}")
         if not self.objectives:
@@ -132,6 +128,10 @@ class Config:
                     "evaluator that measures beside the main one, such as latency"
                 )
             _expect(f"options.{section}", values, Mapping)
+        if self.screen is not None:
+            Screening.parse(self.screen)
+        elif "screen" in self.options:
+            raise ConfigError("options of 'screen' without a screen; give one with --screen, such as proxy:200")
 
     @classmethod
     def load(cls, file: Path | None, overrides: Mapping[str, Any], settings: Sequence[str] = ()) -> Self:

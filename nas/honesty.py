@@ -67,9 +67,11 @@ class Row:
         """In words, how it compares with FLOPs."""
         if self.proxy in COUNTS:
             return "a count"
-        if self.over_flops is None or self.over_flops.low <= 0 <= self.over_flops.high:
-            return "does not beat FLOPs"
-        return "beats FLOPs" if self.over_flops.low > 0 else "worse than FLOPs"
+        if self.over_flops is not None and self.over_flops.low > 0:
+            return "beats FLOPs"
+        if self.over_flops is not None and self.over_flops.high < 0:
+            return "worse than FLOPs"
+        return "does not beat FLOPs"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; NaN is None."""
@@ -179,7 +181,7 @@ def _column(trials: Sequence[Trial], metric: str) -> Array:
 
 
 def compared(objective: Objective, truth: Array, columns: Mapping[str, Array]) -> Honesty:
-    """Rank correlations of columns (n,), the larger the better, with what was trained for (n,); `flops` is among them."""
+    """Rank correlations of columns (n,), `flops` among them, with what was trained for (n,)."""
     truth = truth if objective.direction == "max" else -truth
     rows = [_row(name, column, truth, columns["flops"]) for name, column in columns.items()]
     rows.sort(key=lambda row: -row.kendall.value if isfinite(row.kendall.value) else np.inf)

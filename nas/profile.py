@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from nas.config import Config
-from nas.errors import ConfigError, EvaluationError, GraphError, RunError, plugin_errors
-from nas.evaluator import Evaluator, Report, Task
+from nas.errors import ConfigError, EvaluationError, GraphError, RunError
 from nas.plugins import available, make_evaluator, make_space
+from nas.scoring import Scorer
 from nas.session import load, task_of, threads_for
 from nas.space import Space
 from nas.trial import ANALYSIS_METRICS, Metric
@@ -72,14 +72,14 @@ class Profile:
 
 
 def profile(
-    space: Space, *, samples: int = 500, seed: int = 0, evaluator: Evaluator | None = None,
+    space: Space, *, samples: int = 500, seed: int = 0, scorer: Scorer | None = None,
     on_sample: OnSample | None = None,
 ) -> Profile:  # fmt: skip
     """Draw networks, every decision uniformly at random, and take their costs.
 
     Args:
-        seed: of the draws, and of what the evaluator does.
-        evaluator: opened; its metrics are taken too.
+        seed: of the draws.
+        scorer: its metrics are taken too.
         on_sample: called with the number of networks so far.
 
     Raises ConfigError for a number below 1, GraphError where no network can be built, PluginError for an evaluator that
@@ -88,33 +88,21 @@ def profile(
     if samples < 1:
         raise ConfigError(f"samples: expected a whole number of at least 1, got {samples}")
     rng = np.random.default_rng(seed)
-    metrics = (*COSTS, *(evaluator.metrics if evaluator else ()))
+    metrics = (*COSTS, *(scorer.evaluator.metrics if scorer else ()))
     rows: list[Mapping[str, float]] = []
     failed, last = 0, ""
-    with TemporaryDirectory() as folder:
-        for number in range(samples):
-            try:
-                rows.append(_row(space, rng, evaluator, seed, Path(folder)))
-            except (GraphError, EvaluationError) as error:
-                failed, last = failed + 1, str(error)
-            if on_sample:
-                on_sample(number + 1)
+    for number in range(samples):
+        try:
+            architecture = space.architecture(space.sample(rng))
+            exact = {**architecture.metrics(), "field": float(max(architecture.analysis.field))}
+            rows.append({**exact, **(scorer(architecture) if scorer else {})})
+        except (GraphError, EvaluationError) as error:
+            failed, last = failed + 1, str(error)
+        if on_sample:
+            on_sample(number + 1)
     if not rows:
         raise GraphError(f"none of {samples} random networks of {space.name!r} could be looked at; the last: {last}")
     return Profile(space.name, space.size(), samples, True, *_columns(rows, metrics), failed)
-
-
-def _row(
-    space: Space, rng: np.random.Generator, evaluator: Evaluator | None, seed: int, folder: Path
-) -> Mapping[str, float]:
-    architecture = space.architecture(space.sample(rng))
-    found = {**architecture.metrics(), "field": float(max(architecture.analysis.field))}
-    if evaluator is None:
-        return found
-    report = Report(lambda epoch, metrics: None)
-    with plugin_errors(evaluator):
-        scores = evaluator.evaluate(architecture, seed=seed, budget=None, workdir=folder, report=report)
-        return found | {name: float(value) for name, value in scores.items()}
 
 
 def _columns(
@@ -166,9 +154,8 @@ def profiles(
     for section in config.options:
         if section not in ("space", "data", "evaluator") or (section == "evaluator" and evaluator is None):
             raise ConfigError(f"--set {section}...: nothing here takes it; expected options of space, data, evaluator")
-    scorer = None if evaluator is None else make_evaluator(evaluator, config.option("evaluator"))
-    if scorer is not None and hasattr(scorer, "prepare"):
-        raise ConfigError(f"evaluator {evaluator!r} has a long job before the first network; use it with `nas search`")
+    if evaluator is not None:
+        make_evaluator(evaluator, config.option("evaluator"))  # wrong options are said before anything is drawn
     spaces: dict[str, Space] = {}
     known = available("search_spaces")  # a folder that is called as a space is not meant
     names = [source for source in sources if source in known or not Path(source).is_dir()]
@@ -176,8 +163,6 @@ def profiles(
         task = task_of(config)
         options = config.option("space")
         spaces = {name: make_space(name, task.input_shape, task.classes, options) for name in names}
-        if scorer is not None:
-            _open(scorer, task, list(spaces.values()), config.device)
     found = []
     for i, source in enumerate(sources):
         if source not in spaces:
@@ -188,13 +173,12 @@ def profiles(
             if on_sample:
                 on_sample(before + number)
 
-        found.append(profile(spaces[source], samples=samples, seed=config.seed, evaluator=scorer, on_sample=count))
+        with TemporaryDirectory() as folder:
+            scorer: Scorer | None = None
+            if evaluator is not None:
+                scorer = Scorer(
+                    make_evaluator(evaluator, config.option("evaluator")), spaces[source], task, Path(folder),
+                    seed=config.seed, device=config.device, threads=threads_for(task.input_shape),
+                )  # fmt: skip
+            found.append(profile(spaces[source], samples=samples, seed=config.seed, scorer=scorer, on_sample=count))
     return found
-
-
-def _open(evaluator: Evaluator, task: Task, spaces: Sequence[Space], device: str) -> None:
-    use: Any = getattr(evaluator, "use", None)
-    with plugin_errors(evaluator):
-        for space in spaces if use else ():
-            use(space)
-        evaluator.open(task, device=device, threads=threads_for(task.input_shape))

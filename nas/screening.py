@@ -58,7 +58,8 @@ class Screen:
     Bands are of the first objective that is known without evaluation (FLOPs, say), with equally many architectures in
     each; without such an objective there is one band. What counts is the evaluator's metric `score`, or its first one.
 
-    `evaluator` is that of the plan. `prepare` is a long job as `Strategy` says: interrupted, it goes on with the scores that it has.
+    `evaluator` is that of the plan. `prepare` is a long job as `Strategy` says; interrupted, it goes on with the scores
+    that it has.
     """
 
     unit = "network"

@@ -378,6 +378,12 @@ class Results:
         name, options = self.run.config.get("space") or (self.config.space, self.config.option("space"))
         return make_space(name, *_task_of(self.run), options)
 
+    @property
+    def proxies(self) -> list[str]:
+        """Zero-cost proxies among the metrics that were measured beside the evaluator's."""
+        part = composed(self.config)[0].parts().get("proxy")
+        return [] if part is None else [metric.name for metric in part.metrics]
+
     def best(self, metric: str | None = None) -> Found:
         """The front's best trial by a metric (by default the first objective). Raises RunError if there is none."""
         if not self.front:

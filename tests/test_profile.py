@@ -16,6 +16,7 @@ from nas.config import Config
 from nas.errors import ConfigError, EvaluationError, GraphError, PluginError, RunError
 from nas.evaluator import Evaluator, Report, Task
 from nas.profile import profile, profile_run, profiles
+from nas.scoring import Scorer
 from nas.space import Space
 from nas.testing import toy_space
 from nas.trial import Metric
@@ -70,9 +71,10 @@ def test_values_are_those_of_the_networks_drawn() -> None:
     assert profile(space, samples=60, seed=4).values["flops"].tolist() != found.values["flops"].tolist()
 
 
-def test_an_evaluators_metrics_and_what_it_cannot_score() -> None:
+def test_an_evaluators_metrics_and_what_it_cannot_score(tmp_path: Path) -> None:
     space, evaluator = toy_space(), Counting(proxies="nwot,synflow", fail=4)
-    found = profile(space, samples=40, seed=2, evaluator=evaluator)
+    scorer = Scorer(evaluator, space, Task(None, (1, 8, 8), 10), tmp_path)
+    found = profile(space, samples=40, seed=2, scorer=scorer)
     assert found.failed == 10
     assert len(found.values["params"]) == len(found.values["nwot"]) == 30
     assert found.values["nwot"].tolist() == (found.values["params"] + 2).tolist()
@@ -110,7 +112,6 @@ def test_two_spaces_by_name_with_options_and_an_evaluator() -> None:
         (["evaluator.batch=3"], None, "--set evaluator...: nothing here takes it"),
         (["data.limits=3"], None, "has no option 'limits'"),
         (["space.widht=3"], None, "has no option 'widht', did you mean space.width"),
-        ([], "supernet", "evaluator 'supernet' has a long job before the first network"),
         ([], f"{__name__}:Broken", "Broken failed: ZeroDivisionError: a bug"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas import ops
-from nas.report.tables import _table
+from nas.report.tables import print_table
 from nas.torch.diagnose import DEAD, EXPLODED, VANISHED, Diagnosis
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def print_diagnosis(found: Diagnosis) -> None:
         ]
         for name, mean in found.start.means.items()
     ]  # fmt: skip
-    _table([*columns, "mean", "spread"], rows)
+    print_table([*columns, "mean", "spread"], rows)
     for line in _summary(found):
         print(line)
 

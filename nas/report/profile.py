@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nas.profile import QUANTILES, Profile
-from nas.report.tables import _table
+from nas.report.tables import print_table
 from nas.trial import format_number
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def print_profiles(profiles: Sequence[Profile]) -> None:
         for profile in profiles
         if name in profile.values
     ]
-    _table(["metric", *(["space"] if len(profiles) > 1 else []), *QUANTILES, "mean"], rows)
+    print_table(["metric", *(["space"] if len(profiles) > 1 else []), *QUANTILES, "mean"], rows)
     print("flops: multiply-adds of convolutions and linear layers; memory: bytes; field: receptive field in pixels")
 
 

@@ -14,8 +14,9 @@ from rich.progress import Progress as Bar
 from rich.status import Status
 
 from nas.errors import RunError
+from nas.honesty import recorded
 from nas.preparation import Progress
-from nas.report import plot, tables
+from nas.report import honesty, plot, tables
 from nas.search import Search
 from nas.session import load
 from nas.trial import Trial, format_metric, format_number
@@ -88,6 +89,9 @@ def _finish(search: Search, console: Console) -> None:
         )
     results = load(path)
     tables.print_run(results)
+    found = recorded(results.trials, results.objectives, results.proxies)
+    if found is not None:
+        console.print(honesty.line(found), highlight=False, markup=False, soft_wrap=True)
     if not results.front:
         errors = [trial.error for trial in results.trials if trial.error]
         raise RunError(
