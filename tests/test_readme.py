@@ -48,6 +48,8 @@ def test_the_commands_work_in_their_order(project: Path) -> None:
         "compare",
         "bench",
         *["search"] * 4,
+        "proxies",
+        "search",
         "diagnose",
         "profile-space",
         "search",
@@ -58,11 +60,15 @@ def test_the_commands_work_in_their_order(project: Path) -> None:
     for words in ours:
         few = [] if {"--rungs", "proxy"} & set(words) else ["--set=evaluator.epochs=1"]
         few += ["--set=strategy.epochs=1"] if "--strategy=darts" in words else []
+        if "--screen" in words:  # as many trainings as a rank correlation needs
+            few += ["--screen=proxy:9:4", "--set=screen.reference=4", "--trials=8"]
         if any("device.json" in word for word in words):
             few += [f"--set=space.{option}" for option in FEW_BLOCKS]
         profiled = [word for word in few if "space." in word]
-        fast = {"search": [*QUICK, *few], "bench": ["--seeds=1", "--peers=none"],
-                "profile-space": ["--samples=20"], "profile-device": profiled}  # fmt: skip
+        fast = {
+            "search": [*QUICK, *few], "bench": ["--seeds=1", "--peers=none"], "proxies": ["--set=proxy.reference=4"],
+            "profile-space": ["--samples=20"], "profile-device": profiled,
+        }  # fmt: skip
         done = nas(*words, *fast.get(words[0], []))
         assert done.returncode == 0, f"nas {shlex.join(words)}: {done.stderr}"
     assert list((project / "runs/mobile-evolution-1/export").glob("*.py"))
