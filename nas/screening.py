@@ -21,9 +21,6 @@ from nas.trial import Limit, Objective, Proposal
 
 FILE, PART = "screened.json", "scores.jsonl"
 
-BAND = 4
-"""Architectures that are trained of a band of costs: with more, fewer bands would spread them over the front."""
-
 PATIENCE = 200
 """Attempts at a new architecture within the limits, for each that is scored."""
 
@@ -53,10 +50,12 @@ class Screening:
 
 
 class Screen:
-    """Scores random architectures within the exact limits, and picks of each band of costs those that score best.
+    """Scores random architectures within the exact limits, and picks the one of each band of costs that scores best.
 
     Bands are of the first objective that is known without evaluation (FLOPs, say), with equally many architectures in
-    each; without such an objective there is one band. What counts is the evaluator's metric `score`, or its first one.
+    each, and as many as are to be trained: most scores rise with FLOPs, so that of a wide band only the end would be
+    picked. Without such an objective, those that score best are. What counts is the evaluator's metric `score`, or
+    its first one.
 
     `evaluator` is that of the plan. `prepare` is a long job as `Strategy` says; interrupted, it goes on with the scores
     that it has.
@@ -136,18 +135,24 @@ class Screen:
         return candidate.genotype
 
     def _picked(self, scored: list[tuple[Candidate, float]]) -> list[Proposal]:
-        """The best of each band, taken in turns: a search cut short has trained some of every band."""
         if not scored:
             raise ConfigError(f"screen: {self.plan.evaluator!r} gave no architecture a {self.metric.name}; use another")
         trained = min(self.plan.trained, len(scored))
-        bands = 1
-        if self.cost is not None:
-            cost, bands = self.cost, max(1, trained // BAND)
+        if self.cost is None:
+            best = sorted(scored, key=lambda one: -one[1])[:trained]
+        else:
+            cost = self.cost
             scored = sorted(scored, key=lambda one: cost.cost(one[0].costs))
-        split = [[scored[i] for i in band] for band in np.array_split(np.arange(len(scored)), bands)]
-        ordered = [sorted(band, key=lambda one: -one[1]) for band in split]
-        turns = [band[place] for place in range(len(ordered[0])) for band in ordered if place < len(band)]
-        return [Proposal(dict(one.genotype), {"screened": score}) for one, score in turns[:trained]]
+            bands = np.array_split(np.arange(len(scored)), trained)
+            best = [max((scored[i] for i in bands[k]), key=lambda one: one[1]) for k in _spread(trained)]
+        return [Proposal(dict(one.genotype), {"screened": score}) for one, score in best]
+
+
+def _spread(n: int) -> list[int]:
+    """0 to n - 1, each far from those before (van der Corput): a search cut short has trained some of everywhere."""
+    digits = max(1, (n - 1).bit_length())
+    order = [int(f"{i:0{digits}b}"[::-1], 2) for i in range(2**digits)]
+    return [i for i in order if i < n]
 
 
 def _known(path: Path) -> dict[str, float | None]:
