@@ -232,7 +232,7 @@ def train(
 ) -> None:
     """Train what was found properly, and test it. The same command goes on where it was interrupted."""
     from nas.report import tables, training
-    from nas.training import CURVE, Job, recipe_of, run
+    from nas.training import CURVE, jobs_of, recipe_of, run
     from nas.training import source as chosen
 
     recipe, options = recipe_of(epochs, set_ or ())
@@ -244,16 +244,11 @@ def train(
     ):
         _at_least(name, value, least)
     found = chosen(source, arch, data=data, data_options=options, out=out)
-    jobs = [
-        Job(
-            architecture.to_json(), found.data.source, recipe, number, str(found.folder / f"{architecture.name}-seed{number}"),
-            data_options=found.data_options, searched=searched, init=_absolute(init), freeze=freeze, old_rate=old_rate,
-            teacher=_absolute(teacher), teacher_weight=teacher_weight, temperature=temperature, device=device,
-            threads=threads, workers=workers, address=address,
-        )
-        for architecture, searched in found.found
-        for number in range(seed, seed + seeds)
-    ]  # fmt: skip
+    jobs = jobs_of(
+        found, recipe, range(seed, seed + seeds), init=_absolute(init), freeze=freeze, old_rate=old_rate,
+        teacher=_absolute(teacher), teacher_weight=teacher_weight, temperature=temperature, device=device,
+        threads=threads, workers=workers, address=address,
+    )  # fmt: skip
     watch = training.Watch(jobs)
     results = []
     try:

@@ -89,14 +89,19 @@ class Job:
     def read(cls, folder: Path) -> Self:
         """The job of a folder. Raises RunError."""
         try:
-            data = json.loads((folder / CONFIG).read_text())
-            if data.pop("format") > FORMAT:
-                raise RunError(f"{folder / CONFIG} was written by a newer version; upgrade nas")
-            return cls(**{**data, "recipe": Recipe(**data["recipe"]), "folder": str(folder)})
+            return cls.of(json.loads((folder / CONFIG).read_text()), folder)
         except FileNotFoundError:
             raise RunError(f"{folder} is no folder of `nas train` (no {CONFIG})") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{folder / CONFIG} cannot be read: {error}; was it edited?") from None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], folder: Path) -> Self:
+        """The inverse of `to_json`, for a folder that may have moved since."""
+        if data["format"] > FORMAT:
+            raise RunError(f"{folder / CONFIG} was written by a newer version; upgrade nas")
+        values = {name: value for name, value in data.items() if name != "format"}
+        return cls(**{**values, "recipe": Recipe(**values["recipe"]), "folder": str(folder)})
 
     def prepare(self) -> None:
         """Make the folder, or check that what is in it is this training. Raises RunError."""
@@ -237,6 +242,24 @@ def recipe_of(epochs: int | None, settings: Sequence[str]) -> tuple[Recipe, dict
     return Recipe(**given), changes["data"]
 
 
+def jobs_of(source: Source, recipe: Recipe, seeds: Sequence[int], **options: Any) -> list[Job]:
+    """A job for each architecture and seed; `options` are fields of `Job`."""
+    return [
+        Job(
+            architecture.to_json(),
+            source.data.source,
+            recipe,
+            seed,
+            str(source.folder / f"{architecture.name}-seed{seed}"),
+            data_options=source.data_options,
+            searched=searched,
+            **options,
+        )
+        for architecture, searched in source.found
+        for seed in seeds
+    ]
+
+
 # -- doing it ----------------------------------------------------------------------------------------------------------
 
 OnEpoch = Callable[[int, Mapping[str, float]], None]
@@ -263,7 +286,7 @@ def run(job: Job, on_epoch: OnEpoch, on_look: OnLook) -> dict[str, Any]:
     if job.address is not None:
         from nas.torch.cluster import on_ray
 
-        return on_ray(job, on_epoch, on_look)
+        return on_ray(job, on_epoch)
     from nas.torch.job import perform
 
     if job.workers == 1:

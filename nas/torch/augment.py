@@ -21,7 +21,7 @@ LARGEST = 10.0
 """Magnitude at which an operation is at its strongest."""
 
 
-# -- colours: x (N, C, H, W) in 0..1, amounts (N, 1, 1, 1) --------------------------------------------------------------
+# -- colours: x (N, C, H, W) in 0..1, amounts (N, 1, 1, 1) -------------------------------------------------------------
 
 
 def grey(x: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def rand_augment(x: Tensor, count: int, magnitude: float, generator: torch.Gener
     for _ in range(count):
         chosen = torch.randint(len(names), (len(x),), generator=generator)
         signs = torch.randint(2, (len(x),), generator=generator) * 2.0 - 1
-        for index in chosen.unique().tolist():
+        for index in sorted(set(chosen.tolist())):
             operation = OPERATIONS[names[index]]
             images = (chosen == index).nonzero().flatten()
             amount = operation.least + share * (operation.most - operation.least)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nas.errors import ConfigError, NasError
+from nas.errors import ConfigError
 
 EXPECTED = "a run folder, a folder of `nas train`, a TorchScript file (.pt) or an exported program (.pt2)"
 
@@ -110,9 +110,7 @@ def _file(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
             if path.suffix == ".pt2":
                 program = torch.export.load(path).module().to(device)
                 return lambda x: program(x)
-            script = torch.jit.load(str(path), map_location=device).eval()
+            script = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
             return lambda x: script(x)
-    except NasError:
-        raise
     except Exception as error:  # damaged files raise anything
         raise ConfigError(f"teacher: expected {EXPECTED}; {path}: {' '.join(str(error).split())[:200]}") from error

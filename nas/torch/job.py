@@ -164,7 +164,7 @@ def latency(module: nn.Module, shape: Shape, device: torch.device) -> float:
 
 def _timed(module: nn.Module, x: torch.Tensor) -> float:
     if x.device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         module(x)
         end.record()

@@ -5,7 +5,6 @@ On a GPU this has not been run yet.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ class Group:
             return
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         flat = self.mean(torch.cat([g.flatten() for g in gradients]))
-        for own, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for own, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             own.copy_(part.view(own.shape))
 
 
@@ -56,7 +55,7 @@ ALONE = Group()
 def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with batch norms that take the statistics of the whole batch; keys and weights stay."""
     if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return converted
     for layer in module.modules():  # PyTorch's own know GPUs alone
         if type(layer) is nn.BatchNorm2d:
@@ -77,21 +76,22 @@ class _Synchronised(nn.BatchNorm2d):
         variance = collective.all_reduce(centred.square().mean(axes)) / world  # type: ignore[no-untyped-call]
         count = world * x.numel() // x.shape[1]
         with torch.no_grad():
-            assert self.num_batches_tracked is not None and self.running_mean is not None
+            assert self.num_batches_tracked is not None
+            assert self.running_mean is not None
             assert self.running_var is not None
             self.num_batches_tracked += 1
             share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean.detach(), share)
             self.running_var.lerp_(variance.detach() * count / max(1, count - 1), share)
         normal = centred * (variance + self.eps).rsqrt().view(view)
-        return normal * self.weight.view(view) + self.bias.view(view)
+        result: Tensor = normal * self.weight.view(view) + self.bias.view(view)
+        return result
 
 
 @contextmanager
 def joined(rank: int, world: int, meeting: str, device: torch.device) -> Iterator[Group]:
     """Meet the other processes at `meeting` (a `file://` or `tcp://` address), and part at the end."""
     backend = "nccl" if device.type == "cuda" else "gloo"
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo") if meeting.startswith("file://") else None
     distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=world, timeout=PATIENCE)
     try:
         yield Group(rank, world)

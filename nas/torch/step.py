@@ -30,10 +30,6 @@ class Captured:
 
     def __init__(self, function: Function, device: torch.device) -> None:
         self._function, self._device = function, device
-        self.reset()
-
-    def reset(self) -> None:
-        """Record anew: the function does something else from now on."""
         self._calls = 0
         self._inputs: tuple[Tensor, ...] | None = None
         self._replay: Callable[[], Tensor] | None = None
@@ -63,7 +59,7 @@ class Captured:
 
 def beside(device: torch.device, function: Function, *inputs: Tensor) -> Tensor:
     """Call on a stream of its own, as has to be done before a recording."""
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         result = function(*inputs)

@@ -157,10 +157,16 @@ class _Training:
         self.recipe, self.steps, self.seed, self.device = recipe, steps, seed, device
         self.layers, self.teacher, self.group = layers, teacher, group
         is_half = autocast_type(recipe.precision, device) is torch.float16
-        is_graph = recipe.graph and device.type == "cuda" and not (is_half or recipe.compile or group.world > 1)
-        # Fused SGD breaks its momentum in the steps that the scaler skips.
+        # Neither layers that thaw, a scaler that looks, nor other processes can be in a recorded step.
+        is_alone = layers is None and group.world == 1
+        is_graph = recipe.graph and device.type == "cuda" and is_alone and not (is_half or recipe.compile)
+        # Fused SGD breaks its momentum in the steps that the scaler skips, and with layers that thaw.
         self.optimizer = make_optimizer(
-            module, recipe, fused=not is_half, rate=layers.rate if layers else None, capturable=is_graph
+            module,
+            recipe,
+            fused=not is_half and layers is None,
+            rate=layers.rate if layers else None,
+            capturable=is_graph,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=is_half)
         self.average = None if recipe.ema is None else Average(module, recipe.ema)
@@ -201,8 +207,8 @@ class _Training:
     ) -> Metrics:
         """Train epoch number `epoch`, counted from 0, and measure."""
         self.module.train()
-        if self.layers is not None and self.layers.settle(epoch) and self.captured is not None:
-            self.captured.reset()
+        if self.layers is not None:
+            self.layers.settle(epoch)
         total, steps = torch.zeros((), device=self.device), 0
         seed = (self.seed, epoch) if self.group.world == 1 else (self.seed, epoch, 3, self.group.rank)
         with own_randomness(seed, self.device):
@@ -302,7 +308,7 @@ def make_optimizer(
         adamw = torch.optim.AdamW(
             groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=fused, capturable=capturable
         )
-        adamw._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # the first steps are on purpose
+        adamw._warned_capturable_if_run_uncaptured = True  # the first steps are on purpose
         return adamw
     nesterov = recipe.momentum > 0
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from nas.errors import ConfigError
 from nas.export.weights import fits, read
@@ -36,7 +36,6 @@ class Layers:
         self._module, self._old, self._rate = module, old, old_rate
         self.stages = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
         self._last = last_layer(module)
-        self._frozen: frozenset[str] | None = None
         self._always, self._each = _parse(freeze, self.stages)
         if freeze != "none" and not old:
             raise ConfigError(f"freeze: {freeze!r} leaves layers at random weights; give trained ones with --init")
@@ -52,9 +51,9 @@ class Layers:
         thawed = 1 + epoch // self._each
         return tuple(self.stages[: max(0, len(self.stages) - thawed)])
 
-    def settle(self, epoch: int) -> bool:
-        """Make the module ready for an epoch of training; returns whether other layers learn than before."""
-        stages = frozenset(self.frozen_stages(epoch))
+    def settle(self, epoch: int) -> None:
+        """Make the module ready for an epoch of training."""
+        stages = self.frozen_stages(epoch)
         frozen = {
             name
             for name, _ in self._module.named_parameters()
@@ -66,8 +65,6 @@ class Layers:
             own = {f"{path}.{name}" for name, _ in layer.named_parameters(recurse=False)}
             if own and own <= frozen:
                 layer.eval()
-        changed, self._frozen = stages != self._frozen, stages
-        return changed
 
 
 def _parse(freeze: str, stages: Sequence[str]) -> tuple[tuple[str, ...], int | None]:
@@ -98,10 +95,11 @@ def take_over(module: nn.Module, path: Path) -> frozenset[str]:
     tensors, _ = read(path)
     state = module.state_dict()
     head = last_layer(module)
-    kept: dict[str, Tensor] = {}
-    for name, own in state.items():
-        if name.rpartition(".")[0] == head and name in tensors and tensors[name].shape != own.shape:
-            kept[name] = own
+    kept = {
+        name: own
+        for name, own in state.items()
+        if name.rpartition(".")[0] == head and name in tensors and tensors[name].shape != own.shape
+    }
     merged = tensors | kept
     fits(merged, module, str(path))
     module.load_state_dict(merged)
