@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,9 @@ from nas.executors.cluster import Cluster
 from nas.torch.job import perform, read_curve
 from nas.torch.parallel import Group
 from nas.training import CURVE, RESULT, Job, OnEpoch, read_result
+
+NOTES = "ray"
+"""Folder of Ray Train's own files, within the job's."""
 
 PAUSE = 0.2
 """Seconds between looks at the learning curve, which is how an epoch is heard of."""
@@ -43,6 +47,7 @@ def on_ray(job: Job, on_epoch: OnEpoch) -> dict[str, Any]:
             raise RunError(f"the training on the cluster failed: {reason[-300:]}")
     finally:
         cluster.close()
+        shutil.rmtree(job.path / NOTES, ignore_errors=True)
     if not (job.path / RESULT).exists():
         raise RunError(f"the cluster's machines do not write to {job.path}: choose an --out that all of them see")
     return read_result(job.path)
@@ -63,7 +68,7 @@ def _fit(job: Job, cluster: Cluster, failed: list[BaseException]) -> None:
             _work,
             train_loop_config=config,
             scaling_config=scaling,
-            run_config=RunConfig(name="ray", storage_path=str(job.path)),
+            run_config=RunConfig(name=NOTES, storage_path=str(job.path)),
             torch_config=TorchConfig(backend="nccl" if cluster.gpus else "gloo"),
         )
         trainer.fit()

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn import functional as collective
 
 PATIENCE = timedelta(minutes=10)
 """For which a process waits for the others before it gives up."""
@@ -63,6 +63,20 @@ def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
     return module
 
 
+class _Sum(torch.autograd.Function):
+    """Over all processes. Every process's loss depends on it, so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradients[0])
+
+
 class _Synchronised(nn.BatchNorm2d):
     """Batch norm whose mean and variance are those of all processes' images together."""
 
@@ -71,9 +85,9 @@ class _Synchronised(nn.BatchNorm2d):
             return super().forward(x)
         axes, view = (0, 2, 3), (1, -1, 1, 1)
         world = distributed.get_world_size()
-        mean = collective.all_reduce(x.mean(axes)) / world  # type: ignore[no-untyped-call]
+        mean = _Sum.apply(x.mean(axes)) / world  # type: ignore[no-untyped-call]
         centred = x - mean.view(view)
-        variance = collective.all_reduce(centred.square().mean(axes)) / world  # type: ignore[no-untyped-call]
+        variance = _Sum.apply(centred.square().mean(axes)) / world  # type: ignore[no-untyped-call]
         count = world * x.numel() // x.shape[1]
         with torch.no_grad():
             assert self.num_batches_tracked is not None
