@@ -147,7 +147,8 @@ class _Curve:
 def read_curve(path: Path) -> list[dict[str, float]]:
     """The rows of a curve; none where there is no file, or it is damaged."""
     try:
-        return [{name: float(row[name]) for name in COLUMNS} for row in csv.DictReader(path.open())]
+        lines = path.read_text().splitlines()
+        return [{name: float(row[name]) for name in COLUMNS} for row in csv.DictReader(lines)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
