@@ -105,15 +105,14 @@ def main() -> int:
     print(f"search {searched / 60:.1f} min; {torch.get_num_threads()} threads")
     for result, seconds in zip(results, spent, strict=True):
         print(
-            f"{result['name']:12} test {result['test']['accuracy']:.4f}, validation {result['validation']['accuracy']:.4f}, "
-            f"{result['params']:,.0f} parameters, {result['flops']:,.0f} FLOPs, {result['epochs']} epochs in "
+            f"{result['name']:12} test {result['test']['accuracy']:.4f}, "
+            f"validation {result['validation']['accuracy']:.4f}, {result['params']:,.0f} parameters, {result['flops']:,.0f} FLOPs, {result['epochs']} epochs in "
             f"{seconds / 60:.1f} min, {result['latency_ms']:.2f} ms an image"
         )
     minutes = (searched + spent[0]) / 60
     good = results[0]["test"]["accuracy"] >= GOAL and minutes <= 60
-    print(
-        f"{'as it should be' if good else 'NOT as it should be'}: {GOAL:.0%} within an hour, search included ({minutes:.0f} min)"
-    )
+    verdict = "as it should be" if good else "NOT as it should be"
+    print(f"{verdict}: {GOAL:.0%} within an hour, search included ({minutes:.0f} min)")
     return 0 if good else 1
 
 

@@ -42,6 +42,8 @@ def test_the_commands_work_in_their_order(project: Path) -> None:
         "export",
         "search",
         "resume",
+        "train",
+        "train",
         "search",
         "search",
         "compare",
@@ -54,7 +56,8 @@ def test_the_commands_work_in_their_order(project: Path) -> None:
     for words in ours:
         few = [] if "--rungs" in words else ["--set=evaluator.epochs=1"]
         few += ["--set=strategy.epochs=1"] if "--strategy=darts" in words else []
-        fast = {"search": [*QUICK, *few], "bench": ["--seeds=1", "--peers=none"],
+        fast = {"train": ["--epochs=1", "--set=train.batch=16", "--set=data.limit=200"],
+                "search": [*QUICK, *few], "bench": ["--seeds=1", "--peers=none"],
                 "profile-space": ["--samples=20"]}  # fmt: skip
         done = nas(*words, *fast.get(words[0], []))
         assert done.returncode == 0, f"nas {shlex.join(words)}: {done.stderr}"
