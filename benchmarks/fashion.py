@@ -103,12 +103,10 @@ def main() -> int:
             json.loads((run / "train" / f"{n}-seed0" / "result.json").read_text()) for n in (chosen.name, "resnet18")
         ]
     print(f"search {searched / 60:.1f} min; {torch.get_num_threads()} threads")
-    for result, seconds in zip(results, spent, strict=True):
-        print(
-            f"{result['name']:12} test {result['test']['accuracy']:.4f}, "
-            f"validation {result['validation']['accuracy']:.4f}, {result['params']:,.0f} parameters, {result['flops']:,.0f} FLOPs, {result['epochs']} epochs in "
-            f"{seconds / 60:.1f} min, {result['latency_ms']:.2f} ms an image"
-        )
+    for found, seconds in zip(results, spent, strict=True):
+        accuracy = f"test {found['test']['accuracy']:.4f}, validation {found['validation']['accuracy']:.4f}"
+        size = f"{found['params']:,.0f} parameters, {found['flops']:,.0f} FLOPs, {found['latency_ms']:.2f} ms an image"
+        print(f"{found['name']:12} {accuracy}, {size}; {found['epochs']} epochs in {seconds / 60:.1f} min")
     minutes = (searched + spent[0]) / 60
     good = results[0]["test"]["accuracy"] >= GOAL and minutes <= 60
     verdict = "as it should be" if good else "NOT as it should be"

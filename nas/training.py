@@ -104,8 +104,8 @@ class Job:
         return cls(**{**values, "recipe": Recipe(**values["recipe"]), "folder": str(folder)})
 
     def prepare(self) -> None:
-        """Make the folder, or check that what is in it is this training. Raises RunError."""
-        if (self.path / CONFIG).exists():
+        """Make the folder, or check that what was trained in it is this training. Raises RunError."""
+        if (self.path / CONFIG).exists() and any((self.path / name).exists() for name in (CHECKPOINT, RESULT)):
             before, now = Job.read(self.path).to_json(), self.to_json()
             for name in FREE:
                 before.pop(name), now.pop(name)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from nas.architecture import Architecture
-from nas.errors import NasError
+from nas.errors import ConfigError, NasError
 from nas.export.weights import save
 from nas.ops import Shape
 from nas.store import write_atomically
@@ -49,15 +49,15 @@ def perform(
     Raises NasError.
     """
     architecture = Architecture.from_json(job.architecture)
-    device = pick_device(job.device if meeting is None or job.device != "auto" else _own_gpu(rank))
+    device = pick_device(job.device)
+    if meeting is not None and job.device in ("auto", "cuda") and device.type == "cuda":
+        if torch.cuda.device_count() < job.workers:  # before the others are waited for
+            raise ConfigError(f"workers: {job.workers} need a GPU each, there are {torch.cuda.device_count()}")
+        device = torch.device("cuda", rank)
     prepare(device, threads_of(job, architecture.input_shape))
     joining = nullcontext(group or ALONE) if meeting is None else joined(rank, job.workers, meeting, device)
     with joining as processes:
         return _perform(job, architecture, device, processes, on_epoch, on_look)
-
-
-def _own_gpu(rank: int) -> str:
-    return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
 
 
 def _perform(

@@ -70,7 +70,7 @@ def beside(device: torch.device, function: Function, *inputs: Tensor) -> Tensor:
 def record(device: torch.device, function: Function, *inputs: Tensor) -> Callable[[], Tensor]:
     """What calls `function` again on what `inputs` hold then. Recording computes nothing yet."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
+    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = function(*inputs)
 
     def replay() -> Tensor:

@@ -381,6 +381,32 @@ def test_epochs_out_of_range() -> None:
             run(epochs=epochs)
 
 
+def test_compiled_it_is_trained_and_measured_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[bool] = []
+
+    def compiled(module: nn.Module) -> Any:
+        def forward(x: Tensor) -> Tensor:
+            called.append(module.training)
+            return module(x)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    metrics, module = run(recipe=Recipe(epochs=3, batch=16, lr=0.05, warmup=0.5, compile=True))
+    plain, other = run()
+    assert called == [True] * 12
+    assert metrics == plain
+    assert same(module, other)
+
+
+def test_it_is_looked_at_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "STEPS_PER_LOOK", 2)
+    seen: list[tuple[float, float]] = []
+    metrics, _ = run(recipe=RECIPE, on_look=lambda epoch, loss: seen.append((epoch, loss)))
+    assert [epoch for epoch, _ in seen] == [0.5, 1, 1.5, 2, 2.5, 3]
+    assert seen[-1][1] == pytest.approx(metrics["train_loss"])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 class TestGpu:
     """Not run on the machines that the rest of this suite was written on."""
