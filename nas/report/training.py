@@ -30,7 +30,7 @@ class Watch:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs, self._total = jobs, sum(job.recipe.epochs for job in jobs)
         self._console = Console(stderr=True)
-        columns = (BarColumn(24), TextColumn("{task.description}"))
+        columns = (BarColumn(12), TextColumn("{task.description}"))
         self._bar = Bar(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("reading the images", total=self._total)
         self._before, self._said, self._loss = 0, "", None
@@ -57,7 +57,7 @@ class Watch:
         if now - self._last < REMEMBERED:  # not trained, but remembered from before an interruption
             self._since, self._from = now, self._before + epoch
         self._last = now
-        self._said = f"val accuracy {metrics['accuracy']:.1%}"
+        self._said = f"val {metrics['accuracy']:.1%}"
         self._show(epoch, metrics["train_loss"])
         if not self._console.is_terminal:
             print(self._words(epoch, metrics["train_loss"]), file=sys.stderr, flush=True)
@@ -71,8 +71,9 @@ class Watch:
 
     def _words(self, epoch: float, loss: float | None) -> str:
         job = self._job
-        parts = [f"{job.name} seed {job.seed}", f"epoch {epoch:.4g}/{job.recipe.epochs}"]
-        parts += [] if loss is None else [f"train loss {loss:.3f}"]
+        at = f"{epoch:g}" if epoch == int(epoch) else f"{epoch:.1f}"
+        parts = [f"{job.name} seed {job.seed}", f"epoch {at}/{job.recipe.epochs}"]
+        parts += [] if loss is None else [f"loss {loss:.3f}"]
         parts += [self._said] if self._said else []
         done = self._before + epoch
         if done > self._from:

@@ -97,18 +97,21 @@ def fit(
     history = training.history
     if len(history) > last:
         raise EvaluationError(f"{checkpoint}: is at epoch {len(history)}, past {last}; {ADVICE}")
-    for epoch in range(last):
-        if epoch == len(history):
-            history.append(training.epoch(epoch, train, validation, end, on_look))
-            if group.rank == 0:
-                file.save(len(history), training.state, now=every_epoch or epoch + 1 == last)
-        if report:
-            try:
-                report(epoch + 1.0, history[epoch])
-            except Stop:
+    try:
+        for epoch in range(last):
+            if epoch == len(history):
+                history.append(training.epoch(epoch, train, validation, end, on_look))
                 if group.rank == 0:
-                    file.save(len(history), training.state, now=True)
-                raise
+                    file.save(len(history), training.state, now=every_epoch or epoch + 1 == last)
+            if report:
+                try:
+                    report(epoch + 1.0, history[epoch])
+                except Stop:
+                    if group.rank == 0:
+                        file.save(len(history), training.state, now=True)
+                    raise
+    finally:
+        training.captured = None  # it refers to the training: a GPU's memory would wait for a collection
     training.finish()
     return history[-1]
 
