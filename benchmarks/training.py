@@ -1,29 +1,36 @@
-"""How fast a short training runs, and which recipe learns most in it. One thread, CPU seconds.
+"""How fast a training runs, and which recipe learns most in a short one.
 
+    python benchmarks/training.py epoch
     python benchmarks/training.py speed
     python benchmarks/training.py recipes --data digits
     python benchmarks/training.py recipes --data FOLDER/fashion_mnist.npz --limit 5000 --epochs 5
 
+`epoch` compares an epoch with a plain loop over a `DataLoader`, with the same network, augmentation and optimiser, in
+turns: wall-clock seconds, all cores, or a GPU with `--device cuda` (with and without CUDA graphs; not run on one yet).
 `speed` trains the same network in fresh processes: as torch is found, with the allocator of `prepare`,
-and with channels_last too, in the main thread and in another. `recipes` changes one thing at a time in
-the default recipe. Figures of a GPU are not claimed anywhere: none was at hand.
+and with channels_last too, in the main thread and in another: one thread, CPU seconds. `recipes` changes one
+thing at a time in the default recipe. Figures of a GPU are not claimed anywhere: none was at hand.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
-from statistics import mean, stdev
+from itertools import pairwise
+from statistics import mean, median, stdev
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
 
 from nas.torch.data import Data, Split, load
 from nas.torch.init import initialise
@@ -31,6 +38,9 @@ from nas.torch.loader import Augment, Batches
 from nas.torch.recipe import Recipe
 from nas.torch.runtime import prepare
 from nas.torch.train import fit
+
+IMAGES = 2048
+"""In an epoch that is compared with a plain loop."""
 
 MODES = ("defaults", "allocator", "allocator, channels_last")
 CHANGES: tuple[dict[str, Any], ...] = (
@@ -141,6 +151,119 @@ def one(mode: str, place: str, batch: int) -> None:
     return thread.join()
 
 
+class Plain(Dataset[tuple[Tensor, int]]):
+    """Images as a tutorial has them: each is padded, cropped, mirrored and normalised by itself."""
+
+    def __init__(self, data: Data, pad: int) -> None:
+        self.split, self.pad = data.train, pad
+        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.split.images[index].float() / 255
+        _, height, width = image.shape
+        top, left = torch.randint(2 * self.pad + 1, (2,)).tolist()
+        image = functional.pad(image, [self.pad] * 4)[:, top : top + height, left : left + width]
+        if torch.rand(()) < 0.5:
+            image = image.flip(2)
+        return (image - self.mean) / self.std, int(self.split.labels[index])
+
+
+def clocks() -> tuple[float, float]:
+    """Wall-clock seconds, and CPU seconds of this process."""
+    return time.perf_counter(), time.process_time()
+
+
+def differences(marks: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of both clocks between marks."""
+    return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks)]
+
+
+def plain_epochs(data: Data, recipe: Recipe, device: torch.device, workers: int) -> list[tuple[float, float]]:
+    """Seconds of each epoch of the loop that everybody writes."""
+    module = network(data.input_shape[0], data.input_shape[1], data.classes)
+    initialise(module, 0)
+    module = module.to(device)
+    loader = DataLoader(
+        Plain(data, Augment.default(data.input_shape).crop), batch_size=recipe.batch, shuffle=True, drop_last=True,
+        num_workers=workers, persistent_workers=workers > 0, pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(
+        module.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    steps = recipe.epochs * len(loader)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    module.train()
+    marks = [clocks()]
+    for _ in range(recipe.epochs):
+        total = 0.0
+        for images, labels in loader:
+            x, y = images.to(device), labels.to(device)
+            optimizer.zero_grad()
+            loss = criterion(module(x), y)
+            loss.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), recipe.clip or 1.0)
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
+        marks.append(clocks())
+    return differences(marks)
+
+
+def our_epochs(data: Data, recipe: Recipe, device: torch.device) -> list[tuple[float, float]]:
+    """Seconds of each epoch of `fit`, its look at a few validation images included."""
+    prepare(device, torch.get_num_threads())
+    moments = {"mean": data.mean, "std": data.std, "channels_last": recipe.channels_last, "device": device}
+    train_batches = Batches(data.train, **moments, batch=recipe.batch, augment=Augment.of(recipe, data.input_shape))
+    module = network(data.input_shape[0], data.input_shape[1], data.classes)
+    initialise(module, 0)
+    marks = [clocks()]
+    fit(
+        module, train_batches, Batches(data.validation, **moments, batch=256), recipe, seed=0, device=device,
+        report=lambda *_: marks.append(clocks()),
+    )  # fmt: skip
+    return differences(marks)
+
+
+def epoch(device: str, rounds: int, threads: int) -> None:
+    """Print the seconds of an epoch, each way in fresh processes in turns, and how many times faster ours is."""
+    ways = ["plain, no workers", "plain, 2 workers", "ours"] + (["ours, no graph"] if device != "cpu" else [])
+    print(f"an epoch of {IMAGES} images of 3x32x32, {threads} threads: wall-clock (CPU of the process) seconds")
+    for batch in (32, 128):
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+        for _ in range(rounds):
+            for way in ways:
+                options = {"mode": way, "batch": batch, "device": device, "threads": threads}
+                command = [sys.executable, __file__, "one-epoch", *(f"--{n}={v}" for n, v in options.items())]
+                # As nas.cli does: see there.
+                environment = {"GOMP_SPINCOUNT": "2000", **os.environ}
+                done = subprocess.run(command, check=True, capture_output=True, env=environment)
+                found[way].append(min(map(tuple, json.loads(done.stdout)[1:])))
+        wall, cpu = ({way: median(pair[i] for pair in pairs) for way, pairs in found.items()} for i in (0, 1))
+        cells = ", ".join(f"{way} {wall[way]:.2f} ({cpu[way]:.2f})" for way in ways)
+        ratio = min(wall[way] for way in ways[:2]) / wall["ours"]
+        print(
+            f"batch {batch:3}: {cells}; {ratio:.2f} times faster than the faster plain loop, "
+            f"{cpu[ways[0]] / cpu['ours']:.2f} in CPU time",
+            flush=True,
+        )
+
+
+def one_epoch(mode: str, batch: int, device: str, threads: int) -> None:
+    """Train two epochs in this process, and print their seconds."""
+    torch.set_num_threads(threads)
+    data = noise(IMAGES, 32)
+    recipe = Recipe(epochs=2, batch=batch, augment=True, graph=mode == "ours")
+    place = torch.device(device)
+    if mode.startswith("plain"):
+        print(json.dumps(plain_epochs(data, recipe, place, 2 if "2" in mode else 0)))
+    else:
+        print(json.dumps(our_epochs(data, recipe, place)))
+
+
 def recipes(source: str, limit: int | None, epochs: int, seeds: int) -> None:
     """Print the validation accuracy of each changed recipe."""
     prepare(torch.device("cpu"), 1)
@@ -159,16 +282,23 @@ def recipes(source: str, limit: int | None, epochs: int, seeds: int) -> None:
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "recipes", "one"])
+    parser.add_argument("what", choices=["epoch", "speed", "recipes", "one", "one-epoch"])
     parser.add_argument("--data", default="digits")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--mode", choices=MODES, default=MODES[0])
+    parser.add_argument("--mode", default=MODES[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="of epoch; all cores by default")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--place", choices=["main", "thread"], default="main")
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 256])
     options = parser.parse_args()
-    if options.what == "speed":
+    if options.what == "epoch":
+        epoch(options.device, options.rounds, options.threads or torch.get_num_threads())
+    elif options.what == "one-epoch":
+        one_epoch(options.mode, options.batch[0], options.device, options.threads or torch.get_num_threads())
+    elif options.what == "speed":
         speed(options.batch)
     elif options.what == "one":
         one(options.mode, options.place, options.batch[0])

@@ -32,13 +32,19 @@ CHUNK = 256
 RESOLUTIONS = 4
 """For how many sizes the images are kept on the device."""
 
+UNUSED = frozenset({
+    "shrink", "ema", "flip", "jitter", "randaugment", "magnitude", "mixup", "cutmix", "dropout", "drop_path", "compile",
+    "graph",
+})  # fmt: skip
+"""Fields of `nas.torch.recipe.Recipe` that this training does without."""
+
 DEFAULTS: Mapping[str, Any] = {"epochs": 40, "batch": 64, "lr": 0.1, "weight_decay": 4e-5, "clip": None}
 """Where they are not those of `nas.torch.recipe.Recipe`. `benchmarks/one_shot.py` measures what they are worth."""
 
 
 def _signature() -> inspect.Signature:
     options = {
-        field.name: DEFAULTS.get(field.name, field.default) for field in fields(Recipe) if field.name != "shrink"
+        field.name: DEFAULTS.get(field.name, field.default) for field in fields(Recipe) if field.name not in UNUSED
     }
     options |= {"scheme": "uniform", "calibration": 1024, "weights": None}
     kind = inspect.Parameter.KEYWORD_ONLY
@@ -51,7 +57,7 @@ class Supernet(Evaluator):
     Accuracy and cross entropy are those of the validation images, after the statistics of the batch norms were measured
     on some training images (Guo et al. 2019). They rank architectures; a network for use is trained by itself.
 
-    Options are the fields of `nas.torch.recipe.Recipe` (but `shrink`), and
+    Options are the fields of `nas.torch.recipe.Recipe` (but those in `UNUSED`), and
 
     - scheme: `uniform`, one random path per step (Guo et al. 2019), or `sandwich`, the largest, the smallest and two
       random ones with distillation (Yu et al. 2020).

@@ -100,6 +100,7 @@ class Train(Evaluator):
         self, arch: Architecture, recipe: Recipe, seed: int, budget: float | None, workdir: Path, report: Report
     ) -> tuple[nn.Module, dict[str, float]]:
         from nas.torch.loader import Augment, Batches
+        from nas.torch.regularise import module_to_train
         from nas.torch.train import fit
 
         data, is_shrunk = self.data, recipe.batch != self.recipe.batch
@@ -109,13 +110,13 @@ class Train(Evaluator):
         common: dict[str, Any] = {"mean": data.mean, "std": data.std, "device": self.device,
                                   "resolution": (height, width), "channels_last": recipe.channels_last}  # fmt: skip
         placed_height, placed_width = train.images.shape[2:]
-        augment = Augment.default((channels, placed_height, placed_width)) if recipe.augment else Augment(0, flip=False)
-        module = arch.module(seed=seed)
+        augment = Augment.of(recipe, (channels, placed_height, placed_width))
+        module = module_to_train(arch, seed=seed, dropout=recipe.dropout, drop_path=recipe.drop_path)
         if self.lender is not None:
             self.lender.lend(arch, module)
         metrics = fit(
             module,
-            Batches(train, batch=recipe.batch, augment=augment, seed=seed, **common),
+            Batches(train, batch=recipe.batch, augment=augment, seed=seed, classes=arch.classes, **common),
             Batches(validation, batch=max(recipe.batch, 256), **common),
             recipe,
             seed=seed, device=self.device, epochs=None if budget is None else int(budget),

@@ -125,6 +125,17 @@ class Architecture:
             h, w = max(1, round(h * ratio)), max(1, round(w * ratio))
         return Architecture(self.body.scaled(width, depth), (c, h, w), self.classes, self.name)
 
+    def fitted(self, input_shape: Shape, classes: int) -> Architecture:
+        """The same network for other images and classes: every block that names the classes names the new ones.
+
+        Raises SpaceError or GraphError where it cannot be built for them.
+        """
+        found = Architecture(
+            _reclassed(self.body, self.classes, classes), input_shape, classes, self.name, self.genotype
+        )
+        found.graph()
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """JSON data, versioned."""
         return {
@@ -147,6 +158,18 @@ class Architecture:
             return cls(body, shape, int(data["classes"]), str(data["name"]), dict(data.get("genotype", {})))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SpaceError(f"architecture JSON: {type(error).__name__} {error}; expected to_json's") from None
+
+
+def _reclassed(block: Block, before: int, after: int) -> Block:
+    changes: dict[str, Any] = {}
+    for name, child in block.children():
+        if isinstance(child, Block):
+            changes[name] = _reclassed(child, before, after)
+        elif isinstance(child, tuple):
+            changes[name] = tuple(_reclassed(c, before, after) if isinstance(c, Block) else c for c in child)
+        elif name == "classes" and child == before:
+            changes[name] = after
+    return block.with_children(changes) if changes else block
 
 
 def metrics(a: Analysis) -> dict[str, float]:

@@ -187,6 +187,102 @@ def export(
 
 
 @app.command()
+def train(
+    source: Annotated[
+        str, typer.Argument(help="A run folder, a zoo name, or an architecture's JSON file.", show_default=False)
+    ],
+    arch: Annotated[
+        str, typer.Option(help="Of a run: best, best:METRIC, a trial's number, front, front:K, a zoo name; or several.")
+    ] = "best",
+    data: Annotated[str | None, typer.Option(help="[default: the run's, else digits]", show_default=False)] = None,
+    epochs: Annotated[int | None, typer.Option(help="[default: 30]", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights, order and augmentation.")] = 0,
+    seeds: Annotated[int, typer.Option(help="How many trainings of each, from --seed on.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    threads: Annotated[int, typer.Option(help="Threads of torch; 0 for what suits the images.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the folders go. [default: RUN/train, or runs/train]", show_default=False)
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Such as train.mixup=0.2, train.drop_path=0.1, data.limit=5000.")
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Weights to start from (safetensors).", rich_help_panel="Transfer")
+    ] = None,
+    freeze: Annotated[
+        str,
+        typer.Option(help="none, all, gradual, gradual:EPOCHS, or stages: stem,stage1.", rich_help_panel="Transfer"),
+    ] = "none",
+    old_rate: Annotated[
+        float, typer.Option(help="Of the learning rate, for layers that came with --init.", rich_help_panel="Transfer")
+    ] = 1.0,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="A run, a folder of nas train, a .pt or .pt2 file.", rich_help_panel="Distillation"),
+    ] = None,
+    teacher_weight: Annotated[
+        float, typer.Option(help="Share of the loss that is the teacher's.", rich_help_panel="Distillation")
+    ] = 0.5,
+    temperature: Annotated[float, typer.Option(help="Of both networks.", rich_help_panel="Distillation")] = 4.0,
+    workers: Annotated[
+        int,
+        typer.Option(help="Processes that share each batch: GPUs of this machine.", rich_help_panel="Data parallel"),
+    ] = 1,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster: its machines do it.", rich_help_panel="Data parallel")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train what was found properly, and test it. The same command goes on where it was interrupted."""
+    from nas.report import tables, training
+    from nas.training import CURVE, jobs_of, recipe_of, run
+    from nas.training import source as chosen
+
+    recipe, options = recipe_of(epochs, set_ or ())
+    for name, value, least in (
+        ("seeds", seeds, 1),
+        ("seed", seed, 0),
+        ("workers", workers, 1),
+        ("threads", threads, 0),
+    ):
+        _at_least(name, value, least)
+    found = chosen(source, arch, data=data, data_options=options, out=out)
+    jobs = jobs_of(
+        found, recipe, range(seed, seed + seeds), init=_absolute(init), freeze=freeze, old_rate=old_rate,
+        teacher=_absolute(teacher), teacher_weight=teacher_weight, temperature=temperature, device=device,
+        threads=threads, workers=workers, address=address,
+    )  # fmt: skip
+    watch = training.Watch(jobs)
+    results = []
+    try:
+        with watch.showing():
+            for job in jobs:
+                watch.begin(job)
+                results.append(run(job, watch.on_epoch, watch.on_look))
+                watch.end()
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on after the last epoch", file=sys.stderr)
+        raise
+    for job in jobs:
+        training.save_curve(job.path / CURVE, job.name, job.path / "curve.png")
+    tables.print_json(training.summary(results)) if json else training.print_results(results, found.data.describe())
+    for job in jobs:
+        _wrote(job.path, json)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    from nas.errors import ConfigError
+
+    if value < least:
+        raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value}")
+
+
+def _absolute(path: str | Path | None) -> str | None:
+    """So that the same training is recognised from anywhere, and other processes find it."""
+    return None if path is None else str(Path(path).resolve())
+
+
+@app.command()
 def bench(
     table: Annotated[
         list[str] | None,

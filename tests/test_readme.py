@@ -43,6 +43,8 @@ def test_the_commands_work_in_their_order(project: Path) -> None:
         "export",
         "search",
         "resume",
+        "train",
+        "train",
         "search",
         "search",
         "compare",
@@ -68,6 +70,7 @@ def test_the_commands_work_in_their_order(project: Path) -> None:
         fast = {
             "search": [*QUICK, *few], "bench": ["--seeds=1", "--peers=none"], "proxies": ["--set=proxy.reference=4"],
             "profile-space": ["--samples=20"], "profile-device": profiled,
+            "train": ["--epochs=1", "--set=train.batch=16", "--set=data.limit=200"],
         }  # fmt: skip
         done = nas(*words, *fast.get(words[0], []))
         assert done.returncode == 0, f"nas {shlex.join(words)}: {done.stderr}"

@@ -151,7 +151,8 @@ class Cluster:
         variables = {"GOMP_SPINCOUNT": "2000", **environment.get("env_vars", {})}  # see `nas.cli.main`
         environment["env_vars"] = variables
         if self.address is not None and "working_dir" not in environment:
-            environment["py_modules"] = [*environment.get("py_modules", ()), *user_code()]
+            modules = [*environment.get("py_modules", ()), *user_code()]
+            environment |= {"py_modules": modules} if modules else {}  # Ray Train breaks on an empty list
         return environment
 
     def _check(self) -> None:

@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from nas.errors import ConfigError
+from nas.torch.augment import color_jitter, mix, rand_augment
 
 if TYPE_CHECKING:
     from nas.torch.data import Split
+    from nas.torch.recipe import Recipe
 
 RESIZED_BYTES = 4 << 30  # a split grown beyond this is kept at its own size and resized batch by batch
 CHUNK_BYTES = 64 << 20  # of output, when a whole split is resized
@@ -30,17 +32,31 @@ class Augment:
 
     `crop` is the padding on each side, in pixels of the split's own images; at another resolution it
     is scaled, so that the same share of the picture is lost. The border is black. `Augment(0, False)`
-    trains on the images as they are, shuffled.
+    trains on the images as they are, shuffled. The others are as in `nas.torch.recipe.Recipe`.
     """
 
     crop: int
     flip: bool
+    jitter: float = 0.0
+    randaugment: int = 0
+    magnitude: float = 9.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     @classmethod
     def default(cls, input_shape: tuple[int, int, int]) -> Augment:
         """An eighth of the shorter side; mirrored only in colour: mirrored digits and letters are wrong."""
         channels, height, width = input_shape
         return cls(crop=max(1, round(min(height, width) / 8)), flip=channels == 3)
+
+    @classmethod
+    def of(cls, recipe: Recipe, input_shape: tuple[int, int, int]) -> Augment:
+        """What a recipe asks for, on images of a shape."""
+        moved = cls.default(input_shape) if recipe.augment else cls(0, flip=False)
+        return replace(
+            moved, flip=moved.flip or recipe.flip, jitter=recipe.jitter, randaugment=recipe.randaugment,
+            magnitude=recipe.magnitude, mixup=recipe.mixup, cutmix=recipe.cutmix,
+        )  # fmt: skip
 
 
 class Batches:
@@ -57,8 +73,12 @@ class Batches:
         resolution: (height, width) of what comes out; None keeps the split's own. Bilinear, antialiased.
         channels_last: memory format of what comes out.
         dtype: of what comes out.
+        classes: how many there are, for targets of mixed images.
+        shard: (rank, of how many): of each training batch only that share of the images, of all batches of an
+            evaluation only every so many-th.
 
-    Raises ConfigError on an empty split, a batch below 1, or moments that do not fit the channels.
+    Raises ConfigError on an empty split, a batch below 1 or that cannot be shared out, or moments that do not fit the
+    channels.
     """
 
     def __init__(
@@ -74,6 +94,8 @@ class Batches:
         seed: int = 0,
         channels_last: bool = False,
         dtype: torch.dtype = torch.float32,
+        classes: int = 0,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         count, channels, height, width = split.images.shape
         if count == 0:
@@ -82,7 +104,11 @@ class Batches:
             raise ConfigError(f"batch: expected at least 1 image, got {batch}")
         if not len(mean) == len(std) == channels or min(std) <= 0:
             raise ConfigError(f"mean and std: expected {channels} values, std > 0, got {mean} and {std}")
-        self.resolution = resolution or (height, width)
+        if augment is not None and (min(batch, count) % shard[1] or batch // shard[1] < 1):
+            raise ConfigError(
+                f"batch: {min(batch, count)} images cannot be shared by {shard[1]} workers alike; expected a multiple"
+            )
+        self.resolution, self.classes, self.shard = resolution or (height, width), classes, shard
         self.augment, self.batch, self.seed, self.dtype = augment, batch, seed, dtype
         self.device = torch.device(device)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -99,9 +125,13 @@ class Batches:
         return max(1, count // self.batch) if self.augment else -(-count // self.batch)
 
     def epoch(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (x, y): x (B, C, *resolution) normalised, y (B,) int64, both on the device."""
+        """Yield (x, y): x (B, C, *resolution) normalised, y (B,) int64, both on the device.
+
+        Where images are mixed, y is (B, classes): the share of each class.
+        """
+        rank, world = self.shard
         if self.augment is None:
-            for start in range(0, len(self.labels), self.batch):
+            for start in range(rank * self.batch, len(self.labels), world * self.batch):
                 part = slice(start, start + self.batch)
                 yield self._normalise(resize(self.images[part], self.resolution)), self.labels[part]
             return
@@ -111,11 +141,32 @@ class Batches:
         order = torch.randperm(count, generator=generator, device=self.device)
         top, left = (torch.randint(2 * pad + 1, (count,), generator=generator, device=self.device) for pad in self._pad)
         flip = torch.rand(count, generator=generator, device=self.device) < (0.5 if self.augment.flip else 0)
+        own = np.random.SeedSequence((self.seed, epoch, 2, rank)).generate_state(1, np.uint64)
+        draws = torch.Generator().manual_seed(int(own[0]))
+        share = min(self.batch, count) // world
         for start in range(0, len(self) * self.batch, self.batch):
-            part = slice(start, start + self.batch)
+            part = slice(start + rank * share, start + (rank + 1) * share)
             images = resize(self.images.index_select(0, order[part]), self.resolution)
-            x = _crop(images, self._pad, top[part], left[part], flip[part])
-            yield self._normalise(x), self.labels[order[part]]
+            x = self._normalise(self._recolour(_crop(images, self._pad, top[part], left[part], flip[part]), draws))
+            yield self._mixed(x, self.labels[order[part]], draws)
+
+    def _recolour(self, images: Tensor, draws: torch.Generator) -> Tensor:
+        """What is done to pixels in 0..1; bytes in, 0..255 out."""
+        augment = self.augment
+        if augment is None or not (augment.randaugment or augment.jitter):
+            return images
+        x = images.float().div_(255)
+        if augment.randaugment:
+            x = rand_augment(x, augment.randaugment, augment.magnitude, draws)
+        if augment.jitter:
+            x = color_jitter(x, augment.jitter, draws)
+        return x.mul(255)
+
+    def _mixed(self, x: Tensor, y: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        augment = self.augment
+        if augment is None or not (augment.mixup or augment.cutmix):
+            return x, y
+        return mix(x, y, self.classes, mixup=augment.mixup, cutmix=augment.cutmix, generator=draws)
 
     def _normalise(self, images: Tensor) -> Tensor:
         x = images.float().mul_(self._scale).add_(self._shift)

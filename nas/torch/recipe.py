@@ -1,4 +1,4 @@
-"""How a short training goes: everything that is not the network or the data, checked in one place."""
+"""How a training goes: everything that is not the network or the data, checked in one place."""
 
 from __future__ import annotations
 
@@ -30,12 +30,33 @@ _RULES: Mapping[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]]
     "precision": (str, _PRECISIONS.__contains__, ", ".join(_PRECISIONS)),
     "channels_last": (bool, lambda v: True, "true or false"),
     "shrink": (bool, lambda v: True, "true or false"),
+    "schedule": (str, ("cosine", "step").__contains__, "cosine or step"),
+    "milestones": ((tuple, list), lambda v: all(type(x) in _NUMBER and 0 < x < 1 for x in v), "shares between 0 and 1"),
+    "ema": ((*_NUMBER, type(None)), lambda v: v is None or 0 < v < 1, "a decay per step between 0 and 1, or none"),
+    "flip": (bool, lambda v: True, "true or false"),
+    "jitter": (_NUMBER, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    "randaugment": (int, lambda v: 0 <= v <= 10, "a whole number of operations, 0 to 10"),
+    "magnitude": (_NUMBER, lambda v: 0 <= v <= 10, "a number from 0 to 10"),
+    "mixup": (_NUMBER, lambda v: 0 <= v < math.inf, "a number of at least 0"),
+    "cutmix": (_NUMBER, lambda v: 0 <= v < math.inf, "a number of at least 0"),
+    "dropout": (_NUMBER, lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+    "drop_path": (_NUMBER, lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+    "compile": (bool, lambda v: True, "true or false"),
+    "graph": (bool, lambda v: True, "true or false"),
 }
+
+DECAY = 0.1
+"""What the learning rate is multiplied by at each milestone."""
+
+FULL: Mapping[str, Any] = {
+    "epochs": 30, "batch": 64, "lr": 0.2, "warmup": 1.0, "augment": True, "ema": 0.999,
+}  # fmt: skip
+"""Where the training of a network for use differs from the short ones of a search: the defaults of `nas train`."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a short training goes. `benchmarks/training.py` measures what the defaults are worth.
+    """How a training goes. The defaults are for short ones: `benchmarks/training.py` measures what they are worth.
 
     Arguments:
         epochs: of the full training; over them the learning rate falls to 0 (cosine).
@@ -56,6 +77,21 @@ class Recipe:
         channels_last: memory format of activations and weights.
         shrink: start a trial that runs out of memory again with half the batch, and so on down to 8; then the
             metric "batch" says which it was. The learning rate falls by the root of 2 each time.
+        schedule: after the warm-up a "cosine" to 0, or in "step"s to a tenth.
+        milestones: of the steps, as shares of the epochs after the warm-up.
+        ema: decay per step of an exponential moving average of the weights, which is then what is measured and kept.
+        flip: mirror grey images too, which `augment` alone does not.
+        jitter: brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter.
+        randaugment: random operations per image (Cubuk et al. 2020); 0 for none.
+        magnitude: of these, 0 to 10.
+        mixup: parameter of the beta distribution of the share of another image (Zhang et al. 2018); 0 for none.
+        cutmix: the same, of the area of a rectangle from another image (Yun et al. 2019). With both, each batch has
+            one or the other.
+        dropout: of the features before the classifier, beside what the network has itself.
+        drop_path: rate at which the last residual branch is dropped (stochastic depth, Huang et al. 2016), falling
+            linearly to the first; see `nas.torch.regularise`.
+        compile: run the network through `torch.compile`.
+        graph: on a GPU, launch the training step as one CUDA graph where that is possible (`nas.torch.step`).
 
     Raises ConfigError if a value is out of range.
     """
@@ -73,6 +109,19 @@ class Recipe:
     precision: Precision = "auto"
     channels_last: bool = True
     shrink: bool = False
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    ema: float | None = None
+    flip: bool = False
+    jitter: float = 0.0
+    randaugment: int = 0
+    magnitude: float = 9.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    compile: bool = False
+    graph: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -81,6 +130,7 @@ class Recipe:
             is_misplaced = isinstance(value, bool) and kinds is not bool
             if is_misplaced or not isinstance(value, kinds) or not is_valid(value):
                 raise ConfigError(f"{field.name}: expected {expected}, got {value!r}")
+        object.__setattr__(self, "milestones", tuple(self.milestones))
         if self.warmup >= self.epochs:
             raise ConfigError(f"warmup: expected fewer than all {self.epochs} epochs, got {self.warmup}")
 
@@ -95,4 +145,6 @@ class Recipe:
         if epoch < self.warmup:
             return self.lr * epoch / self.warmup
         done = (epoch - self.warmup) / (self.epochs - self.warmup)
+        if self.schedule == "step":
+            return self.lr * DECAY ** sum(done > share for share in self.milestones)
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))

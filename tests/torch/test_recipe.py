@@ -57,3 +57,32 @@ def test_rises_linearly_and_falls_as_a_cosine() -> None:
 
 def test_defaults_can_be_cut_to_one_epoch() -> None:
     assert Recipe(epochs=1).lr_at(1) == pytest.approx(0)
+
+
+def test_steps_to_a_tenth_at_each_milestone() -> None:
+    recipe = Recipe(epochs=10, lr=1.0, warmup=2, schedule="step", milestones=(0.25, 0.75))
+    assert [recipe.lr_at(epoch) for epoch in (1, 2, 4, 4.1, 8, 8.1, 10)] == pytest.approx(
+        [0.5, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("schedule", "linear"),
+        ("milestones", (0.5, 1)),
+        ("milestones", 0.5),
+        ("ema", 1.0),
+        ("jitter", 1.1),
+        ("randaugment", 2.0),
+        ("magnitude", 11),
+        ("mixup", -0.1),
+        ("cutmix", math.inf),
+        ("dropout", 1),
+        ("drop_path", True),
+        ("compile", 1),
+    ],
+)
+def test_a_wrong_value_of_the_full_training_too(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{field}: expected .*, got "):
+        Recipe(**{field: value})

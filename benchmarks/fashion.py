@@ -1,0 +1,118 @@
+"""Fashion-MNIST in an hour: search for ten minutes, train the chosen network, and ResNet-18 for as long.
+
+    python benchmarks/fashion.py --data FOLDER/fashion_mnist.npz
+    python benchmarks/fashion.py --data FOLDER/fashion_mnist.npz --search 30s --train 60 --limit 2000   # to try it
+
+All by the command line that everybody has. How many epochs fit into the time of a training is measured beforehand with
+each network's own steps. ResNet-18 is the one for small images: a 3x3 stem without stride, no pooling after it
+(11.17 million parameters). Prints both, and whether the searched one has at least 93 % of the test images right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas.architecture import Architecture
+from nas.blocks import Chain, Conv, Head, Residual
+from nas.choices import Repeat
+from nas.session import load, threads_for
+from nas.torch.data import Data
+from nas.torch.data import load as load_data
+from nas.torch.loader import Augment, Batches
+from nas.torch.recipe import FULL, Recipe
+from nas.torch.runtime import prepare
+from nas.torch.train import fit
+
+SEARCH = ["--space=mobile", "--strategy=evolution", "--limit=flops=6M", "--trials=1000", "--set=evaluator.epochs=3",
+          "--set=evaluator.batch=64"]  # fmt: skip
+TRAIN = ["--set=train.flip=true"]
+STEPS = 20
+GOAL = 0.93
+
+
+def resnet18(data: Data) -> Architecture:
+    """ResNet-18 (He et al. 2015) with the stem that is used on small images."""
+    stages: dict[str, Any] = {
+        f"stage{i}": Repeat(Residual(width=width), 2, first={"stride": 2} if i > 1 else {})
+        for i, width in enumerate((64, 128, 256, 512), 1)
+    }
+    return Architecture(
+        Chain(stem=Conv(64), **stages, head=Head(data.classes)), data.input_shape, data.classes, "resnet18"
+    )
+
+
+def epochs_in(seconds: float, architecture: Architecture, data: Data) -> int:
+    """How many epochs of this network fit into a time, by the second half of some steps."""
+    few = data.train.__class__(data.train.images[: STEPS * FULL["batch"]], data.train.labels[: STEPS * FULL["batch"]])
+    common: dict[str, Any] = {"mean": data.mean, "std": data.std, "channels_last": True}
+    train = Batches(few, batch=FULL["batch"], augment=Augment.default(data.input_shape), **common,
+                    resolution=architecture.input_shape[1:])  # fmt: skip
+    recipe, marks = Recipe(epochs=2, batch=FULL["batch"]), [time.perf_counter()]
+    fit(
+        architecture.module(seed=0), train, Batches(few, batch=256, **common, resolution=architecture.input_shape[1:]),
+        recipe, seed=0, device="cpu", report=lambda *_: marks.append(time.perf_counter()),
+    )  # fmt: skip
+    each = (marks[2] - marks[1]) / len(few)  # one look at an image too, as the validation images get
+    return max(1, int(seconds / (each * (len(data.train) + 0.25 * len(data.validation)))))
+
+
+def nas(*arguments: str) -> None:
+    """Run the command line."""
+    print("nas", *arguments, flush=True)
+    subprocess.run([sys.executable, "-m", "nas", *arguments], check=True)
+
+
+def main() -> int:
+    """Search, train both, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="Fashion-MNIST as .npz, or the folder of its IDX files")
+    parser.add_argument("--search", default="10m", help="time of the search")
+    parser.add_argument("--train", type=float, default=2400, help="seconds of each training")
+    parser.add_argument("--limit", type=int, help="images to keep, to try it")
+    parser.add_argument("--out", type=Path, help="run folder, kept; a finished search in it is used")
+    given = parser.parse_args()
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    limit = [] if given.limit is None else [f"--set=data.limit={given.limit}"]
+    data = load_data(given.data, limit=given.limit)
+    prepare(torch.device("cpu"), threads_for(data.input_shape))
+    with tempfile.TemporaryDirectory() as folder:
+        run = given.out or Path(folder) / "run"
+        started = time.perf_counter()
+        if not (run / "front.json").exists():
+            nas("search", f"--data={given.data}", *SEARCH, *limit, f"--time={given.search}", f"--out={run}")
+        chosen = load(run).best().architecture
+        searched = time.perf_counter() - started
+        (run / "resnet18.json").write_text(json.dumps(resnet18(data).to_json()))
+        spent = []
+        for which, architecture in (("best", chosen), (str(run / "resnet18.json"), resnet18(data))):
+            epochs = epochs_in(given.train, architecture, data)
+            began = time.perf_counter()
+            nas("train", str(run), f"--arch={which}", f"--epochs={epochs}", *TRAIN)
+            spent.append(time.perf_counter() - began)
+        results = [
+            json.loads((run / "train" / f"{n}-seed0" / "result.json").read_text()) for n in (chosen.name, "resnet18")
+        ]
+    print(f"search {searched / 60:.1f} min; {torch.get_num_threads()} threads")
+    for found, seconds in zip(results, spent, strict=True):
+        accuracy = f"test {found['test']['accuracy']:.4f}, validation {found['validation']['accuracy']:.4f}"
+        size = f"{found['params']:,.0f} parameters, {found['flops']:,.0f} FLOPs, {found['latency_ms']:.2f} ms an image"
+        print(f"{found['name']:12} {accuracy}, {size}; {found['epochs']} epochs in {seconds / 60:.1f} min")
+    minutes = (searched + spent[0]) / 60
+    good = results[0]["test"]["accuracy"] >= GOAL and minutes <= 60
+    verdict = "as it should be" if good else "NOT as it should be"
+    print(f"{verdict}: {GOAL:.0%} within an hour, search included ({minutes:.0f} min)")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
