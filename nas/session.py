@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from nas import pareto
 from nas.architecture import Architecture
 from nas.config import Config
-from nas.errors import ConfigError, NasError, RunError, plugin_errors
+from nas.errors import ConfigError, NasError, PluginError, RunError, plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, OnReport
 from nas.fidelity import check_rungs
@@ -56,6 +56,7 @@ def start(config: Config, *, on_trial: OnTrial | None = None, on_prepare: OnPrep
         "config": replace(config, out=str(folder)).to_json(),
         "task": _described(task),
         "versions": versions(),
+        "objectives": [asdict(objective) for objective in parts.plan.objectives],
     }
     if first:  # all that is needed of them: the run goes on when the files that they came from are gone
         saved["starts"] = [vars(proposal) for proposal in first]
@@ -312,9 +313,18 @@ class Results:
         self.path = run.path
         self.config = _config(run)
         self.trials = run.trials
-        evaluator = make_evaluator(self.config.evaluator, self.config.option("evaluator"))
-        self.objectives: tuple[Objective, ...] = parse_objectives(self.config.objectives, _metrics(evaluator))
+        self.objectives = self._objectives()
         self.front = pareto.front(run.trials, self.objectives)
+
+    def _objectives(self) -> tuple[Objective, ...]:
+        """As the run says; runs of earlier versions leave it to the evaluator."""
+        if "objectives" not in self.run.config:
+            evaluator = make_evaluator(self.config.evaluator, self.config.option("evaluator"))
+            return parse_objectives(self.config.objectives, _metrics(evaluator))
+        try:
+            return tuple(Objective(**values) for values in self.run.config["objectives"])
+        except TypeError as error:
+            raise RunError(f"{self.path / 'run.json'}: objectives cannot be read ({error}); was it edited?") from None
 
     @property
     def space(self) -> Space:
@@ -358,6 +368,14 @@ class Results:
         write_atomically(path, json.dumps({"format": 1, "front": entries}, indent=1) + "\n")
         return path
 
+    def saved_front(self) -> Mapping[int, Mapping[str, Any]]:
+        """What `front.json` has, by trial number; nothing where there is none that can be read."""
+        try:
+            entries = json.loads((self.path / "front.json").read_text())["front"]
+            return {entry["number"]: entry for entry in entries}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
 
 class Found:
     """One trial of a run: its architecture, module and weights."""
@@ -368,8 +386,14 @@ class Found:
 
     @property
     def architecture(self) -> Architecture:
-        """The architecture, rebuilt from the genotype."""
-        made = self._results.space.architecture(self.trial.genotype)
+        """The architecture, rebuilt from the genotype; from `front.json` where the space cannot be found any more."""
+        try:
+            made = self._results.space.architecture(self.trial.genotype)
+        except PluginError:
+            saved = self._results.saved_front().get(self.trial.number)
+            if saved is None:
+                raise
+            return Architecture.from_json(saved["architecture"])
         return replace(made, name=f"{made.name}-{self.trial.number}")
 
     @property

@@ -205,8 +205,12 @@ def print_architecture(architecture: Architecture) -> None:
     print(f"receptive field  {height}x{width} pixels")
 
 
-def print_export(exported: Exported) -> None:
+def print_export(exported: Sequence[Exported]) -> None:
     """The written files and how far their outputs are from the searched module's."""
-    for path in exported.files:
-        print(f"wrote  {path}")
-    print(f"check  same outputs as the searched network: largest difference {exported.difference:.1e} (relative)")
+    for each in exported:
+        for path in each.files:
+            print(f"wrote  {path}")
+        same = f"largest difference {each.difference:.1e} (relative)"
+        print(f"check  {each.format}: same outputs as the searched network, {same}")
+    if not exported[0].trained and any(each.format in ("onnx", "program") for each in exported):
+        print("note   initial weights: no trained ones were kept, or they were not wanted")
