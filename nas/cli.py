@@ -261,6 +261,20 @@ def compare(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of one task.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="The page. [default: RUN/report.html, of several here]", show_default=False)
+    ] = None,
+) -> None:
+    """Write one HTML page that says all of a run: front, architectures, decisions, errors; and its figures as PNG."""
+    from nas.report.page import write_report
+
+    for path in write_report(runs, out):
+        print(f"wrote  {path}")
+
+
+@app.command()
 def diagnose(
     architecture: Annotated[
         str, typer.Argument(help="A zoo name, a run folder, or an architecture's JSON file.", show_default=False)
