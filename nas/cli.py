@@ -275,6 +275,28 @@ def report(
 
 
 @app.command()
+def dashboard(
+    run: RunPath,
+    host: Annotated[str, typer.Option(help="Who may connect: 0.0.0.0 is every machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Of the page.")] = 8080,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write training curves for TensorBoard instead.")
+    ] = False,
+) -> None:
+    """Open a run in optuna-dashboard, whatever its strategy; or write its training curves for TensorBoard."""
+    from nas.report.dashboard import serve, write_events
+    from nas.session import load
+
+    results = load(run)
+    if tensorboard:
+        folder = write_events(results, run / "tensorboard")
+        print(f"wrote  {folder}\nnext   tensorboard --logdir {folder}")
+        return
+    print(f"run    {run}\nopen   http://{host}:{port}   Ctrl-C ends it", flush=True)
+    serve(results, host=host, port=port)
+
+
+@app.command()
 def diagnose(
     architecture: Annotated[
         str, typer.Argument(help="A zoo name, a run folder, or an architecture's JSON file.", show_default=False)

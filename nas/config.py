@@ -158,13 +158,13 @@ class Config:
             value, flag = getattr(self, each.name), "--" + each.name.replace("_", "-")
             if value == getattr(default, each.name) or each.name == "options":
                 continue
-            if each.name in ("limits", "start"):
-                words += [word for one in value for word in (flag.removesuffix("s") if flag == "--limits" else flag, one)]
+            if each.name in ("limits", "start"):  # flags that are given once for each
+                words += [word for one in value for word in (flag.removesuffix("s"), one)]
             elif isinstance(value, bool):
                 words.append(flag)
             else:
-                many = isinstance(value, tuple)
-                words += [flag, ",".join(f"{v:g}" if isinstance(v, float) else v for v in value) if many else str(value)]
+                parts = value if isinstance(value, tuple) else (value,)
+                words += [flag, ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)]
         for section, options in self.options.items():
             for name, option in options.items():
                 text = option if isinstance(option, str) and parse_value(option) == option else json.dumps(option)

@@ -39,6 +39,11 @@ class Shares:
     distance: float
     chance: float
 
+    @property
+    def names(self) -> list[str]:
+        """The labels as text."""
+        return ["none" if label is None else str(label) for label in self.labels]
+
 
 @dataclass(frozen=True)
 class Decisions:

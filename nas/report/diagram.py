@@ -17,11 +17,11 @@ from nas.trial import format_number
 MANY = 30  # nodes of a block that is drawn as the blocks inside it
 
 ROW, BOX, TOP = 30, 24, 26  # pixels: from row to row, height of a box, height of the heads
-LEFT, WIDE = 104, 196  # pixels: where boxes begin, and how wide they are
-SHAPE, SHARE, PARAMS = 312, 400, 496  # pixels: where the columns begin, or the last one ends
-BAR = 36  # pixels of the bar of the block with the most FLOPs
+LEFT, WIDE = 96, 244  # pixels: where boxes begin, and how wide they are
+SHAPE, SHARE, PARAMS = 356, 444, 560  # pixels: where the columns begin, or the last one ends
+BAR = 32  # pixels of the bar of the block with the most FLOPs
 
-COLOURS = {"conv": "#dbe7f3", "residual": "#dcefe3", "inverted": "#fbe6d0", "bottleneck": "#dcefe3", "dense": "#ece2f4",
+COLOURS = {"conv": "#dbe7f3", "inverted": "#fbe6d0", "residual": "#dcefe3", "bottleneck": "#dcefe3", "dense": "#ece2f4",
            "inception": "#fdf0c8", "separable": "#d9eef2", "cell": "#ece2f4", "head": "#e7e9ec", "pool": "#eef1f4",
            "transition": "#eef1f4", "fire": "#fadfdc"}  # fmt: skip
 OTHER = "#edf0e4"
@@ -54,13 +54,11 @@ class Unit:
 def units(architecture: Architecture) -> list[Unit]:
     """The blocks of a network in their order. Equal ones in a row are one unit, `times` times."""
     graph = architecture.graph()
-    owner: list[int | None] = []
     names: dict[str, int] = {}
     blocks = dict(_leaves("", architecture.body))
     kinds = dict(graph.scopes)
     scopes = _scopes(graph, blocks)
-    for node, scope in zip(graph.nodes, scopes, strict=True):
-        owner.append(None if scope is None else names.setdefault(scope, len(names)))
+    owner = [None if scope is None else names.setdefault(scope, len(names)) for scope in scopes]
     sources: list[frozenset[int]] = []
     found = [
         Unit(name, block.label if (block := blocks.get(name)) else kinds.get(name, ""), _detail(block), (), 0, 0)
@@ -114,7 +112,8 @@ def _scopes(graph: Graph, blocks: dict[str, Block]) -> list[str | None]:
 def _detail(block: Block | None) -> str:
     """Those hyperparameters of a block that are not its defaults, in short; channels stand in the output's shape."""
     words: list[str] = []
-    for each in dataclasses.fields(block) if block is not None and dataclasses.is_dataclass(block) else ():
+    known: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(block) if dataclasses.is_dataclass(block) else ()
+    for each in known:
         value: Any = getattr(block, each.name)
         if each.name == "kernel" and isinstance(value, int):
             words.insert(0, f"{value}x{value}")
@@ -169,7 +168,7 @@ def svg(architecture: Architecture) -> str:
     rows = units(architecture)
     total = sum(unit.flops for unit in rows) or 1
     largest = max(unit.flops for unit in rows) or 1
-    height = TOP + ROW * (len(rows) + 1) + 6
+    height, centre = TOP + ROW * (len(rows) + 1) + 6, LEFT + WIDE // 2
     size = "×".join(map(str, architecture.input_shape))
     title = f"{architecture.name}: {len(rows)} blocks, {sum(u.params for u in rows):,} parameters"
     parts = [
@@ -177,9 +176,9 @@ def svg(architecture: Architecture) -> str:
         f'font-family="system-ui, sans-serif" font-size="11"><title>{escape(title)}</title>',
         _text(LEFT, 14, "block", "#8a94a0", 10), _text(SHAPE, 14, "output", "#8a94a0", 10),
         _text(SHARE, 14, "FLOPs", "#8a94a0", 10), _text(PARAMS, 14, "parameters", "#8a94a0", 10, "end"),
-        f'<line x1="{LEFT + WIDE / 2}" y1="{TOP + 4}" x2="{LEFT + WIDE / 2}" y2="{height - ROW}" stroke="#c3ccd5"/>',
-        f'<rect x="{LEFT + 60}" y="{TOP}" width="{WIDE - 120}" height="{BOX - 4}" rx="10" fill="#fff" stroke="#c3ccd5"/>',
-        _text(LEFT + WIDE / 2, TOP + 14, "input", "#5b6672", 11, "middle"),
+        f'<line x1="{centre}" y1="{TOP + 4}" x2="{centre}" y2="{height - ROW}" stroke="#c3ccd5"/>',
+        f'<rect x="{centre - 60}" y="{TOP}" width="120" height="{BOX - 4}" rx="10" fill="#fff" stroke="#c3ccd5"/>',
+        _text(centre, TOP + 14, "input", "#5b6672", 11, "middle"),
         _text(SHAPE, TOP + 14, size, "#5b6672"),
     ]  # fmt: skip
     parts += _arcs(rows)

@@ -2,21 +2,22 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const colours = ["#1f6f8b", "#c8553d", "#6b7f3a", "#7b5ea7", "#b98b2f", "#3d5a80"];
 const font = { family: "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif", size: 13, color: "#1f2933" };
-const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"],
+const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "sendChartToCloud"],
   toImageButtonOptions: { format: "svg" } };
 const axis = { gridcolor: "#e9edf1", zeroline: false, linecolor: "#cfd7de", automargin: true };
 const escaped = (text) => String(text).replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" }[c]));
 
 function short(value) {
-  if (typeof value !== "number") return escaped(value);
+  if (typeof value !== "number") return value === null ? "none" : escaped(value);
   for (const [unit, factor] of [["G", 1e9], ["M", 1e6], ["K", 1e3]])
     if (Math.abs(value) >= factor) return Number((value / factor).toPrecision(3)) + unit;
   return String(Number(value.toPrecision(4)));
 }
 
-function wide(values) {  // whether an axis is to be logarithmic
-  const low = Math.min(...values);
-  return low > 0 && Math.max(...values) > 20 * low;
+function scaled(name, values) {  // an axis, logarithmic where values span more than a factor of 20
+  const low = Math.min(...values), wide = low > 0 && Math.max(...values) > 20 * low;
+  return { ...axis, title: { text: data.names[name] || name }, type: wide ? "log" : "linear",
+    ...(wide ? { dtick: "D2", tickformat: "~s" } : {}) };
 }
 
 function about(trial) {  // what hovering shows
@@ -49,11 +50,10 @@ function drawFront() {
   });
   const all = (key) => traces.flatMap((t) => t[key]).filter(Number.isFinite);
   Plotly.react("front", traces, {
-    font, margin: { l: 60, r: 16, t: 10, b: 50 }, paper_bgcolor: "#fff", plot_bgcolor: "#fff", hovermode: "closest",
+    font, margin: { l: 60, r: 44, t: 10, b: 50 }, modebar: { orientation: "v" }, paper_bgcolor: "#fff", plot_bgcolor: "#fff", hovermode: "closest",
     hoverlabel: { bgcolor: "#fff", bordercolor: "#cfd7de", align: "left", font: { ...font, size: 12 } },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 12 } },
-    xaxis: { ...axis, title: { text: data.names[x] || x }, type: wide(all("x")) ? "log" : "linear" },
-    yaxis: { ...axis, title: { text: data.names[y] || y }, type: wide(all("y")) ? "log" : "linear" },
+    xaxis: scaled(x, all("x")), yaxis: scaled(y, all("y")),
   }, config);
 }
 
@@ -64,8 +64,7 @@ function select(run, number) {
   panel.innerHTML = `<h3>${escaped(data.runs[run].name)}, trial ${number}</h3>
     <table>${rows(Object.entries(trial.metrics))}</table><pre>${escaped(trial.command)}</pre>
     <div class="drawn"></div><table><tr><th>decision</th><th></th></tr>${rows(Object.entries(trial.genotype))}</table>`;
-  const drawing = document.getElementById(`diagram-${run}-${number}`);
-  if (drawing) panel.querySelector(".drawn").append(drawing.cloneNode(true).firstElementChild);
+  panel.querySelector(".drawn").innerHTML = trial.drawing;
   panel.scrollTop = 0;
 }
 
@@ -84,7 +83,7 @@ function drawVolume() {
       line: { color: colour, width: 2, dash: random ? "dash" : "solid", shape: "hv" } });
   });
   Plotly.newPlot("volume", traces, {
-    font, margin: { l: 60, r: 16, t: 10, b: 50 }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
+    font, margin: { l: 60, r: 44, t: 10, b: 50 }, modebar: { orientation: "v" }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 12 } }, showlegend: true,
     xaxis: { ...axis, title: { text: "evaluations" } }, yaxis: { ...axis, title: { text: "hypervolume, relative" }, rangemode: "tozero" },
   }, config);

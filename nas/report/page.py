@@ -23,7 +23,9 @@ from nas.store import write_atomically
 from nas.trial import Trial, format_number
 
 SHOWN = 12
-"""Decisions whose statistics are shown, and front architectures that are drawn, of each run."""
+"""Decisions whose statistics are shown, and front architectures that are in sight at once, of each run."""
+DRAWN = 300
+"""Architectures besides the front that are drawn when they are selected: each is some kilobytes."""
 
 STATES = {"ok": "#1f6f8b", "stopped": "#8fb8c6", "duplicate": "#d5dce2", "infeasible": "#e5c07b", "failed": "#c8553d",
           "diverged": "#d98c5f", "out_of_memory": "#a4508b", "timed_out": "#7b5ea7"}  # fmt: skip
@@ -44,7 +46,9 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
     found = [load(path) for path in runs]
     for results in found:
         if not results.trials:
-            raise RunError(f"run {results.path} has no finished trial yet; let it go on with `nas resume {results.path}`")
+            raise RunError(
+                f"run {results.path} has no finished trial yet; let it go on with `nas resume {results.path}`"
+            )
     page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     page.parent.mkdir(parents=True, exist_ok=True)
     curves = volumes(runs) if len(runs) > 1 or found[0].front else []
@@ -65,10 +69,10 @@ def _page(found: Sequence[Results], curves: Sequence[Volume], told: Sequence[Dec
     title = ", ".join(results.path.name for results in found)
     here = files("nas.report")
     body = [*_head(found), *_front(found), *_volume(curves)]
-    for i, (results, statistics) in enumerate(zip(found, told, strict=True)):
+    for results, statistics in zip(found, told, strict=True):
         if len(found) > 1:
             body.append(f'<div class="run"><h1>{escape(results.path.name)}</h1><p>{escape(_about(results))}</p></div>')
-        body += [*_drawings(i, results), *_decisions(statistics), *_extras(results), *_states(results)]
+        body += [*_drawings(results), *_decisions(statistics), *_extras(results), *_states(results)]
         body += _reproduce(results)
     data = json.dumps(_data(found, curves)).replace("<", "\\u003c")  # nothing in it may end the script
     return "\n".join([
@@ -77,7 +81,8 @@ def _page(found: Sequence[Results], curves: Sequence[Volume], told: Sequence[Dec
         '<link rel="icon" href="data:,">',
         f"<title>{escape(title)}</title><style>{(here / 'page.css').read_text()}</style></head><body><main>",
         *body, f'</main><script id="data" type="application/json">{data}</script>',
-        f"<script>{get_plotlyjs()}</script>", f"<script>{(here / 'page.js').read_text()}</script>", "</body></html>", "",
+        f"<script>{get_plotlyjs()}</script>",
+        f"<script>{(here / 'page.js').read_text()}</script>", "</body></html>", "",
     ])  # fmt: skip
 
 
@@ -93,7 +98,7 @@ def _data(found: Sequence[Results], curves: Sequence[Volume]) -> dict[str, Any]:
         "names": LABELS,
         "runs": [
             {"name": results.path.name, "best": results.front[0].number if results.front else None,
-             "trials": [_trial(i, results, trial) for trial in _done(results)]}
+             "trials": [_trial(i, results, trial, draw=n < DRAWN) for n, trial in enumerate(_done(results))]}
             for i, results in enumerate(found)
         ],
         "volumes": [
@@ -104,10 +109,26 @@ def _data(found: Sequence[Results], curves: Sequence[Volume]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _trial(run: int, results: Results, trial: Trial) -> dict[str, Any]:
-    command = f"nas export {results.path} --arch {trial.number}"
-    return {"run": run, "number": trial.number, "metrics": dict(trial.metrics), "genotype": dict(trial.genotype),
-            "front": trial in results.front, "command": command}  # fmt: skip
+def _trial(run: int, results: Results, trial: Trial, *, draw: bool) -> dict[str, Any]:
+    front = trial in results.front
+    return {
+        "run": run, "number": trial.number, "metrics": _metrics(results, trial), "genotype": dict(trial.genotype),
+        "front": front, "command": f"nas export {results.path} --arch {trial.number}",
+        "drawing": _drawing(results, trial) if front or draw else "",
+    }  # fmt: skip
+
+
+def _metrics(results: Results, trial: Trial) -> dict[str, float]:
+    """The objectives first."""
+    first = {o.metric: trial.metrics[o.metric] for o in results.objectives}
+    return {**first, **trial.metrics}
+
+
+def _drawing(results: Results, trial: Trial) -> str:
+    try:
+        return svg(Found(results, trial).architecture)
+    except NasError as error:  # the space is not here any more
+        return f'<p class="hint">It cannot be drawn: {escape(str(error))}</p>'
 
 
 def _done(results: Results) -> list[Trial]:
@@ -152,7 +173,7 @@ def _clock(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    return f"{minutes:.2g} min" if minutes < 90 else f"{minutes / 60:.3g} h"
 
 
 def _front(found: Sequence[Results]) -> Iterator[str]:
@@ -170,9 +191,7 @@ def _front(found: Sequence[Results]) -> Iterator[str]:
         ("x", x, metrics),
         ("y", metrics[0], [name for name in metrics if name != "trial"]),
     ):
-        options = "".join(
-            f"<option{' selected' if name == chosen else ''}>{escape(name)}</option>" for name in names
-        )
+        options = "".join(f"<option{' selected' if name == chosen else ''}>{escape(name)}</option>" for name in names)
         yield f'<label>{axis} <select id="{axis}">{options}</select></label>'
     yield '</div><div id="front"></div></div><div class="card" id="selected"></div></div>'
 
@@ -181,7 +200,7 @@ def _volume(curves: Sequence[Volume]) -> Iterator[str]:
     if not curves:
         return
     yield "<h2>Hypervolume</h2><p>How much of the front of everything found here was dominated after so many "
-    yield "evaluations; accuracies count from the best to 10 points below, other objectives over the range that was seen. "
+    yield "evaluations; accuracies count from the best to 10 points below, other objectives over the range seen. "
     if any(curve.strategy == "random" for curve in curves):
         yield "Random search is dashed.</p>"
     else:
@@ -189,23 +208,23 @@ def _volume(curves: Sequence[Volume]) -> Iterator[str]:
     yield '<div class="card"><div id="volume"></div></div>'
 
 
-def _drawings(run: int, results: Results) -> Iterator[str]:
-    shown = results.front[:SHOWN]
-    if not shown:
+def _drawings(results: Results) -> Iterator[str]:
+    if not results.front:
         return
-    left_out = f"; the first {SHOWN} of {len(results.front)}" if len(results.front) > SHOWN else ""
-    yield f"<h2>Architectures on the front</h2><p>From the best {escape(results.objectives[0].metric)} on{left_out}. "
-    yield "A small green arc is a way around a block's layers (dashed: with a layer of its own); violet lines skip rows."
-    yield '</p><div class="grid">'
-    for trial in shown:
-        numbers = ", ".join(f"{name} {format_number(value)}" for name, value in trial.metrics.items())
-        try:
-            drawing = svg(Found(results, trial).architecture)
-        except NasError as error:  # the space is not here any more
-            drawing = f'<p class="hint">It cannot be drawn: {escape(str(error))}</p>'
-        yield f'<div class="card"><h3>trial {trial.number}</h3><div class="numbers">{escape(numbers)}</div>'
-        yield f'<div class="tall" id="diagram-{run}-{trial.number}">{drawing}</div></div>'
-    yield "</div>"
+    yield f"<h2>Architectures on the front</h2><p>From the best {escape(results.objectives[0].metric)} on. A small "
+    yield "green arc is a way around a block's layers (dashed: with a layer of its own); violet lines skip rows.</p>"
+    yield f'<div class="grid">{"".join(_card(results, trial) for trial in results.front[:SHOWN])}</div>'
+    if rest := results.front[SHOWN:]:
+        yield f"<details><summary>{len(rest)} more on the front</summary>"
+        yield f'<div class="grid">{"".join(_card(results, trial) for trial in rest)}</div></details>'
+
+
+def _card(results: Results, trial: Trial) -> str:
+    numbers = ", ".join(f"{name} {format_number(value)}" for name, value in _metrics(results, trial).items())
+    return (
+        f'<div class="card"><h3>trial {trial.number}</h3><div class="numbers">{escape(numbers)}</div>'
+        f'<div class="tall">{_drawing(results, trial)}</div></div>'
+    )
 
 
 def _decisions(told: Decisions) -> Iterator[str]:
@@ -213,9 +232,9 @@ def _decisions(told: Decisions) -> Iterator[str]:
         return
     yield "<h2>What the good ones share</h2><p>Shares of each option among the "
     yield f'<span class="key-good">{told.good} best-ranked</span> and among '
-    yield f'<span class="key-all">all {told.trials}</span> architectures, the most telling decisions first. Chance: how '
-    yield "often as many architectures drawn at random differ as much from the rest; among twenty decisions one is below "
-    yield ".05 by chance.</p>"
+    yield f'<span class="key-all">all {told.trials}</span> architectures, the most telling first. Chance: how '
+    yield "often as many architectures drawn at random differ as much from the rest; among twenty decisions one is "
+    yield "below .05 by chance.</p>"
     yield '<div class="card"><table><tr><th>decision</th><th>options</th><th class="n">difference</th>'
     yield '<th class="n">chance</th></tr>'
     for shares in told.shares[:SHOWN]:
@@ -225,8 +244,8 @@ def _decisions(told: Decisions) -> Iterator[str]:
 
 
 def _labels(shares: Shares) -> Iterator[str]:
-    for label, good, everyone in zip(shares.labels, shares.good, shares.all, strict=True):
-        yield f'<div class="label"><div class="pair"><span>{escape(str(label))}</span><span>{good:.0%}</span></div>'
+    for label, good, everyone in zip(shares.names, shares.good, shares.all, strict=True):
+        yield f'<div class="label"><div class="pair"><span>{escape(label)}</span><span>{good:.0%}</span></div>'
         yield f'<div class="bar"><i style="width:{good:.0%}"></i></div>'
         yield f'<div class="bar"><i class="all" style="width:{everyone:.0%}"></i></div></div>'
 
@@ -234,7 +253,7 @@ def _labels(shares: Shares) -> Iterator[str]:
 def _extras(results: Results) -> Iterator[str]:
     """What later commands left in the run folder."""
     if rows := retrained(results.path):
-        yield "<h2>Trained anew</h2><p>Results of <code>nas train</code>: longer trainings of what the search found.</p>"
+        yield "<h2>Trained anew</h2><p>Results of <code>nas train</code>: longer trainings of what was found.</p>"
         yield from _table(rows)
     if rows := proxies(results.path):
         yield "<h2>How honest the proxies are</h2><p>Rank correlation with the results of this run, and its 95 % "
@@ -289,6 +308,6 @@ def _reproduce(results: Results) -> Iterator[str]:
     lines += [f"versions  {', '.join(f'{name} {version}' for name, version in versions.items())}"]
     lines += [f"workers   {config.workers} ({', '.join(workers[:4])}{', ...' if len(workers) > 4 else ''})"]
     if config.workers > 1 or config.time is not None:
-        lines += ["", "With several workers, or a limit on time, the order of results depends on the clock: the seed does",
-                  "not fix which trials there are."]  # fmt: skip
+        lines += ["", "With several workers, or a limit on time, the order of results depends on the clock: the seed"]
+        lines += ["does not fix which trials there are."]
     yield f'<h2>How to reproduce</h2><div class="card"><pre>{escape(chr(10).join(lines))}</pre></div>'

@@ -96,7 +96,7 @@ def save_decisions(told: Decisions, path: Path) -> Path:
         y = np.arange(len(shares.labels))
         axes.barh(y - 0.18, shares.good, height=0.34, color=COLOURS[0])
         axes.barh(y + 0.18, shares.all, height=0.34, color="#c3ccd5")
-        axes.set_yticks(y, [str(label) for label in shares.labels], fontsize=8)
+        axes.set_yticks(y, shares.names, fontsize=8)
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.set_title(f"{shares.path}  (chance {shares.chance:.3f})", loc="left", fontsize=9)

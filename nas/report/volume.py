@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -12,7 +12,7 @@ import numpy as np
 
 from nas.bench.runs import Runs
 from nas.errors import NasError
-from nas.evaluator import Evaluator, Task
+from nas.evaluator import Evaluator, Report, Task
 from nas.pareto import Array
 from nas.plugins import make_evaluator
 from nas.session import Results
@@ -76,6 +76,7 @@ def _draw(results: Results, evaluator: Evaluator, length: int, seed: int) -> Arr
     rng, space = np.random.default_rng(seed), results.space
     limits = [parse_limit(text, (*evaluator.metrics, *ANALYSIS_METRICS)) for text in results.config.limits]
     rows: dict[str, list[float]] = {}
+    silent = Report(lambda epoch, metrics: None)
     with TemporaryDirectory() as folder:
         for _ in range(TRIES * length):
             arch = space.architecture(space.sample(rng))
@@ -84,12 +85,8 @@ def _draw(results: Results, evaluator: Evaluator, length: int, seed: int) -> Arr
                 break
             if any(limit.violation(metrics) for limit in limits) or arch.key() in rows:
                 continue  # neither evaluated nor counted, as in a search
-            found = evaluator.evaluate(arch, seed=seed, budget=None, workdir=Path(folder), report=_ignore)
+            found = evaluator.evaluate(arch, seed=seed, budget=None, workdir=Path(folder), report=silent)
             rows[arch.key()] = [o.cost({**metrics, **found}) for o in results.objectives]
     costs = np.full((length, len(results.objectives)), np.inf)
     costs[: len(rows)] = np.array(list(rows.values())).reshape(len(rows), -1)
     return costs
-
-
-def _ignore(epoch: float, metrics: Mapping[str, float]) -> None:
-    return None

@@ -166,3 +166,12 @@ def test_random_architectures_in_all_formats(name: str, tmp_path: Path) -> None:
     architecture = space.architecture(space.sample(np.random.default_rng(1)))
     found = export(architecture, trained(architecture).state_dict(), tmp_path, "net", (), ["onnx", "program", "json"])
     assert len(found) == 3
+
+
+def test_parts_of_a_kind_that_read_different_numbers_of_values(tmp_path: Path) -> None:
+    """In this cell `node3` sums two values in one place and three in another: they are two classes."""
+    space = import_module("nas.search_spaces.nasbench201").nasbench201((3, 32, 32), 10)
+    cell = {"node1.from0": "nor_conv_1x1", "node2.from0": "none", "node2.from1": "none",
+            "node3.from0": "nor_conv_1x1", "node3.from1": "skip_connect", "node3.from2": "nor_conv_3x3"}  # fmt: skip
+    (found,) = export(space.architecture(cell), None, tmp_path, "net")
+    assert found.difference <= TOLERANCES["source"]
