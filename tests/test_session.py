@@ -128,10 +128,10 @@ def test_a_run_is_read_where_its_plug_ins_are_not(tmp_path: Path, monkeypatch: p
     here = tmp_path / "here"
     here.mkdir()
     (here / "own_space.py").write_text(
-        "import nas.testing\n"
-        "def space(input_shape, classes):\n    return nas.testing.toy_space(input_shape, classes)\n"
+        "import toys\nfrom nas.trial import Metric\n"
+        "def space(input_shape, classes):\n    return toys.toy_space(input_shape, classes)\n"
         "def score(module, task):\n    return {'quality': sum(p.numel() for p in module.parameters())}\n"
-        "score.metrics = [nas.trial.Metric('quality', 'min')]\n"
+        "score.metrics = [Metric('quality', 'min')]\n"
     )
     monkeypatch.syspath_prepend(here)
     config = nas.Config(space="own_space:space", evaluator="own_space:score", objectives=("quality",), trials=3,
