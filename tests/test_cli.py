@@ -85,7 +85,12 @@ def test_inspect_prints_the_zoo(run: Path) -> None:
 
 
 def test_show_an_architecture(run: Path) -> None:
-    assert nas("show", "resnet50").stdout == nas("inspect", "resnet50").stdout
+    table = nas("show", "resnet50").stdout
+    assert table == nas("inspect", "resnet50").stdout
+    rows = {line.split()[0]: line.split() for line in table.splitlines() if line}
+    assert rows["stage3"][1:4] == ["6", "blocks", "1024x14x14"]
+    parts = [int(rows[f"stage3.{i}"][3].replace(",", "")) for i in range(6)]
+    assert int(rows["stage3"][4].replace(",", "")) == sum(parts)
     best = json.loads(nas("show", str(run), "--arch=best:flops", "--json").stdout)
     smallest = min(json.loads(nas("show", str(run), "--json").stdout)["trials"], key=lambda t: t["metrics"]["flops"])
     assert best["key"] == smallest["key"]

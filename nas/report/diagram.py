@@ -118,7 +118,7 @@ def _detail(block: Block | None) -> str:
         if each.name == "kernel" and isinstance(value, int):
             words.insert(0, f"{value}x{value}")
         elif each.name == "stride" and value != 1:
-            words.append(f"stride {value}")
+            words.append(f"/{value}")
         elif each.name == "expansion":
             words.append(f"expand {value:g}")
         elif each.name == "activation" and isinstance(value, str):

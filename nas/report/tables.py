@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +185,19 @@ def _blocks(architecture: Architecture) -> list[dict[str, Any]]:
     return found
 
 
+def _nested(blocks: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Blocks under the stage that they are in, which has their sums."""
+    for stage, inside in groupby(blocks, key=lambda block: block["block"].partition(".")[0]):
+        parts = list(inside)
+        if len(parts) == 1:
+            yield parts[0]
+            continue
+        sums = {name: sum(part[name] for part in parts) for name in ("params", "flops")}
+        yield {"block": stage, "kind": f"{len(parts)} blocks", "output": parts[-1]["output"], **sums}
+        for part in parts:
+            yield {**part, "block": f"  {part['block']}"}
+
+
 def print_architecture(architecture: Architecture) -> None:
     """Blocks with shapes and costs, then the totals."""
     data = inspect_json(architecture)
@@ -191,7 +205,7 @@ def print_architecture(architecture: Architecture) -> None:
     lines = [
         [b["block"], b["kind"], "x".join(map(str, b["output"])), f"{b['params']:,}", f"{b['flops']:,}",
          f"{b['flops'] / total:.1%}"]
-        for b in data["blocks"]
+        for b in _nested(data["blocks"])
     ]  # fmt: skip
     print(f"{data['name']}  {data['key']}")
     _table(["block", "kind", "output", "params", "FLOPs", "share"], lines)
