@@ -256,8 +256,9 @@ def _extras(results: Results) -> Iterator[str]:
         yield "<h2>Trained anew</h2><p>Results of <code>nas train</code>: longer trainings of what was found.</p>"
         yield from _table(rows)
     if rows := proxies(results.path):
-        yield "<h2>How honest the proxies are</h2><p>Rank correlation with the results of this run, and its 95 % "
-        yield "interval: an interval that has 0 in it says nothing.</p>"
+        yield "<h2>How honest the proxies are</h2><p>Rank correlation with the results of this run: Kendall's tau, "
+        yield "its 95 % interval (one that has 0 in it says nothing), Spearman's rho, and what tau has over that of "
+        yield "FLOPs, which every proxy must beat.</p>"
         yield from _table(rows)
 
 
@@ -267,7 +268,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield '<div class="card"><table><tr>'
     yield "".join(f"<th{' class=n' if name in numeric else ''}>{escape(name)}</th>" for name in names) + "</tr>"
     for row in rows:
-        cells = [format_number(row[n]) if n in numeric and n in row else str(row.get(n, "")) for n in names]
+        cells = [format_number(row[n]) if n in numeric and n in row else str(row.get(n, "–")) for n in names]
         pairs = zip(names, cells, strict=True)
         yield "<tr>" + "".join(f"<td{' class=n' if n in numeric else ''}>{escape(c)}</td>" for n, c in pairs) + "</tr>"
     yield "</table></div>"

@@ -15,6 +15,7 @@ from test_cli import nas
 
 import nas as package
 from nas.errors import RunError
+from nas.report import found
 from nas.report.page import write_report
 
 OPTIONS = {"evaluator": {"epochs": 1, "batch": 16}, "data": {"limit": 200}}
@@ -61,9 +62,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data_of(page: Path) -> dict[str, object]:
     """What the charts are drawn from."""
-    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text())
-    assert found is not None
-    data: dict[str, object] = json.loads(found[1])
+    text = re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text())
+    assert text is not None
+    data: dict[str, object] = json.loads(text[1])
     return data
 
 
@@ -97,18 +98,22 @@ def test_the_page_is_whole_and_says_all(run: Path) -> None:
 
 def test_what_other_commands_left_is_shown(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "copy")
-    (copy / "proxies.json").write_text(
-        json.dumps([{"proxy": "nwot", "kendall": 0.61, "spearman": 0.8, "low": 0.4, "high": 0.7, "n": 25}])
-    )
+    rows = [{"proxy": "nwot", "kendall": 0.61, "low": 0.4, "high": 0.7, "spearman": 0.8, "networks": 25},
+            {"proxy": "flops", "kendall": 0.5, "low": None, "high": 0.6, "verdict": "a count"}]  # fmt: skip
+    (copy / "proxies.json").write_text(json.dumps({"metric": "accuracy", "proxies": rows}))
     (copy / "train/3").mkdir(parents=True)
-    (copy / "train/3/result.json").write_text(json.dumps({"metrics": {"accuracy": 0.987}, "epochs": 90}))
+    result = {"name": "three", "epochs": 90, "test": {"accuracy": 0.987, "loss": 0.1}, "searched": {"accuracy": 0.9}}
+    (copy / "train/3/result.json").write_text(json.dumps(result))
     (copy / "train/4").mkdir()
     (copy / "train/4/result.json").write_text("{torn")
     (page, *_) = write_report([copy])
     body = page.read_text()
     assert "Trained anew" in body
-    assert "<td class=n>0.987</td>" in body
-    assert "<td>nwot</td><td class=n>0.61</td><td class=n>0.8</td>" in body
+    assert "<td>three</td><td class=n>90</td><td class=n>0.9</td><td class=n>0.987</td>" in body
+    assert "<td>nwot</td><td class=n>0.61</td><td class=n>0.4</td><td class=n>0.7</td><td class=n>0.8</td>" in body
+    assert "<td>flops</td><td class=n>0.5</td><td class=n>–</td>" in body
+    (copy / "proxies.json").write_text(json.dumps(rows))  # the rows alone
+    assert found.proxies(copy)[0]["proxy"] == "nwot"
     (page, *_) = write_report([run])
     assert "Trained anew" not in page.read_text()
     assert "How honest" not in page.read_text()
@@ -176,9 +181,9 @@ def test_a_browser_draws_it_and_a_click_selects(run: Path, tmp_path: Path) -> No
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=9000"]
     command += ["--window-size=1280,1200", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    found = re.search(r"<body([^>]*)>", done.stdout)
-    assert found is not None
-    seen = {name: html.unescape(value) for name, value in re.findall(r'data-(\w+)="([^"]*)"', found[1])}
+    body = re.search(r"<body([^>]*)>", done.stdout)
+    assert body is not None
+    seen = {name: html.unescape(value) for name, value in re.findall(r'data-(\w+)="([^"]*)"', body[1])}
     assert "error" not in seen
     assert int(seen["points"]) == len(trials)
     cheapest = min(front, key=lambda trial: trial.metrics["flops"])
