@@ -1,9 +1,10 @@
 """Exported files against the modules they were made from, in a fresh interpreter that cannot import this package.
 
-    python benchmarks/export.py [--count 100]
+    python benchmarks/export.py [--count 50] [--formats source,state,json,program,onnx] [--sets mobile,zoo]
 
-For each space: random architectures with random weights, norms and biases as after training; the largest
-max|difference| / max|output|, and how many classes and lines a file has. An error if a difference is above 1e-5.
+For each space, and for the reference architectures up to --largest parameters: random weights, norms and biases as
+after training; by format the largest max|difference| / max|output| on two images and on one; how many classes and lines
+a source file has. An error if a difference is above 1e-5, or 1e-4 for ONNX.
 """
 
 from __future__ import annotations
@@ -11,22 +12,28 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from nas.search_spaces import zoo
+from nas.search_spaces.darts import darts
 from nas.search_spaces.lecture import lecture
 from nas.search_spaces.mobile import mobile
+from nas.search_spaces.nasbench201 import nasbench201
 from nas.search_spaces.nasbench_macro import nasbench_macro
 
 from nas.architecture import Architecture
 from nas.errors import GraphError
-from nas.export.check import case, check_many, vary
+from nas.export.check import check_many, vary
+from nas.export.formats import WRITERS, Network
 from nas.export.source import compose
-from nas.export.weights import save
 from nas.space import Space
+
+BATCH = 10  # networks that one interpreter checks
 
 
 def sampled(space: Space, count: int) -> Iterator[Architecture]:
@@ -36,51 +43,65 @@ def sampled(space: Space, count: int) -> Iterator[Architecture]:
         yield space.architecture(space.sample(rng))
 
 
-def references(count: int) -> Iterator[Architecture]:
-    """Reference architectures on small inputs, those of at most 30 million parameters."""
+def references(largest: float) -> Iterator[Architecture]:
+    """Reference architectures of at most so many parameters, on small inputs where they take them."""
     for name in zoo.names():
-        shape = zoo.get(name).input_shape
-        try:
-            found = zoo.get(name, input_shape=shape if shape[1] <= 32 else (3, 96, 96))
-            small = found.analysis.params <= 30e6 and len(found.graph().nodes) <= 1000
-        except GraphError:
-            continue  # too small an input for this one
-        if small and count > 0:
-            count -= 1
-            yield found
+        found = zoo.get(name)
+        if found.analysis.params > largest:
+            continue
+        if found.input_shape[1] > 96:
+            with suppress(GraphError):  # too small an input for this one
+                small = zoo.get(name, input_shape=(3, 96, 96))
+                found = small if small.graph() else found
+        yield found
 
 
-def measure(name: str, architectures: Iterator[Architecture]) -> None:
-    """Export, check and print one line."""
-    began = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        cases, classes, lines = [], [], []
-        for i, architecture in enumerate(architectures):
-            made, network = compose(architecture, name=f"network{i}"), architecture.module(seed=i)
-            vary(network)
-            script, weights = Path(folder) / f"{i}.py", Path(folder) / f"{i}.safetensors"
-            script.write_text(made.text)
-            save(network, weights)
-            cases.append(case(script, weights, network, [architecture.input_shape], foreign=bool(made.imports)))
-            classes.append(made.text.count("\nclass "))
-            lines.append(made.text.count("\n"))
-        seconds = time.process_time() - began
-        worst = max(check_many(cases))
+def measure(name: str, architectures: Iterator[Architecture], formats: Sequence[str]) -> None:
+    """Export, check and print a line per format."""
+    worst = dict.fromkeys(formats, 0.0)
+    classes, lines, seconds = [], [], 0.0
+    while batch := list(islice(architectures, BATCH)):
+        with tempfile.TemporaryDirectory() as folder:
+            cases = []
+            for i, architecture in enumerate(batch):
+                module = architecture.module(seed=i)
+                vary(module)
+                began = time.process_time()
+                network = Network(architecture, module.eval(), trained=True)
+                cases += [WRITERS[each](network, Path(folder), f"network{i}").case for each in formats]
+                seconds += time.process_time() - began
+                made = compose(architecture, name=f"network{i}").text
+                classes.append(made.count("\nclass "))
+                lines.append(made.count("\n"))
+            for checked, difference in zip(cases, check_many(cases), strict=True):
+                worst[checked.kind] = max(worst[checked.kind], difference)
+    count = len(classes)
+    print(f"{name}: {count} networks, {seconds / count:.1f} CPU s each to write")
+    for each, difference in worst.items():
+        print(f"    {each:10} largest difference {difference:.1e}", flush=True)
     print(
-        f"{name:16}{len(cases):6} files  largest difference {worst:.1e}  classes {np.mean(classes):4.1f} "
-        f"({min(classes)} to {max(classes)})  lines {np.mean(lines):4.0f}  {1000 * seconds / len(cases):4.0f} ms each"
+        f"    classes {np.mean(classes):.1f} ({min(classes)} to {max(classes)}), lines {np.mean(lines):.0f}", flush=True
     )
+
+
+SPACES = {
+    "mobile": mobile, "lecture": lecture, "nasbench-macro": nasbench_macro, "nasbench201": nasbench201, "darts": darts,
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=100, help="architectures of each space")
-    count = parser.parse_args().count
+    parser.add_argument("--count", type=int, default=50, help="architectures of each space")
+    parser.add_argument("--largest", type=float, default=30e6, help="parameters of a reference architecture, at most")
+    parser.add_argument("--formats", default=",".join(WRITERS))
+    parser.add_argument("--sets", default=",".join([*SPACES, "zoo"]))
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    measure("mobile", sampled(mobile((3, 32, 32), 10), count))
-    measure("lecture", sampled(lecture((3, 32, 32), 10), count))
-    measure("nasbench-macro", sampled(nasbench_macro(), count))
-    measure("zoo", references(count))
+    for name in given.sets.split(","):
+        if name == "zoo":
+            measure(name, references(given.largest), given.formats.split(","))
+        else:
+            measure(name, sampled(SPACES[name]((3, 32, 32), 10), given.count), given.formats.split(","))
 
 
 if __name__ == "__main__":

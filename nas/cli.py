@@ -130,15 +130,24 @@ def resume(
 
 @app.command()
 def show(
-    run: RunPath,
-    all_: Annotated[bool, typer.Option("--all", help="All trials, not only the front.")] = False,
+    what: Annotated[
+        str, typer.Argument(help="A run folder, a zoo name, or an architecture's JSON file.", show_default=False)
+    ],
+    all_: Annotated[bool, typer.Option("--all", help="All trials of a run, not only the front.")] = False,
+    arch: Annotated[
+        str | None, typer.Option(help="Of a run folder: best, best:METRIC, or a trial's number.", show_default=False)
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Print the Pareto front of a run, or all of its trials."""
+    """Print the Pareto front of a run, or the blocks of one architecture."""
     from nas.report import tables
     from nas.session import load
 
-    results = load(run)
+    if arch is not None or not _is_run(what):
+        found = _architecture(what, arch or "best")
+        tables.print_json(tables.inspect_json(found)) if json else tables.print_architecture(found)
+        return
+    results = load(what)
     tables.print_json(tables.run_json(results, everything=all_)) if json else tables.print_run(results, everything=all_)
 
 
@@ -172,18 +181,33 @@ def inspect(
 
 @app.command()
 def export(
-    run: RunPath,
-    arch: Annotated[str, typer.Option(help="best, best:METRIC, or a trial's number.")] = "best",
-    out: Annotated[Path | None, typer.Option(help="Folder to write to. [default: RUN/export]")] = None,
+    what: Annotated[
+        str, typer.Argument(help="A run folder, a zoo name, or an architecture's JSON file.", show_default=False)
+    ],
+    arch: Annotated[str, typer.Option(help="Of a run folder: best, best:METRIC, or a trial's number.")] = "best",
+    format_: Annotated[
+        str, typer.Option("--format", help="Some of source, state, onnx, program, json, such as source,onnx.")
+    ] = "source",
+    weights: Annotated[bool, typer.Option("--weights/--no-weights", help="With those that the run kept.")] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to. [default: RUN/export, else this one]", show_default=False)
+    ] = None,
     name: Annotated[str | None, typer.Option(help="File name. [default: space and trial number]")] = None,
     json: Json = False,
 ) -> None:
-    """Write an architecture as a plain PyTorch file, with its weights, and check that it computes the same."""
+    """Write an architecture as files that need nothing of this package, and check that they compute the same."""
     from nas.export import export_run
     from nas.report import tables
 
-    exported = export_run(run, arch, out, name)
-    tables.print_json(exported.to_json()) if json else tables.print_export(exported)
+    formats = [each.strip() for each in format_.split(",")]
+    if _is_run(what):
+        exported = export_run(Path(what), arch, out, name, formats, weights=weights)
+    else:
+        from nas.export.files import export as write
+
+        found = _architecture(what, arch)
+        exported = write(found, None, out or Path(), name or found.name.replace("-", "_"), (), formats)
+    tables.print_json([each.to_json() for each in exported]) if json else tables.print_export(exported)
 
 
 @app.command()
@@ -360,6 +384,42 @@ def proxies(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of one task.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="The page. [default: RUN/report.html, of several here]", show_default=False)
+    ] = None,
+) -> None:
+    """Write one HTML page that says all of a run: front, architectures, decisions, errors; and its figures as PNG."""
+    from nas.report.page import write_report
+
+    for path in write_report(runs, out):
+        print(f"wrote  {path}")
+
+
+@app.command()
+def dashboard(
+    run: RunPath,
+    host: Annotated[str, typer.Option(help="Who may connect: 0.0.0.0 is every machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Of the page.")] = 8080,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write training curves for TensorBoard instead.")
+    ] = False,
+) -> None:
+    """Open a run in optuna-dashboard, whatever its strategy; or write its training curves for TensorBoard."""
+    from nas.report.dashboard import serve, write_events
+    from nas.session import load
+
+    results = load(run)
+    if tensorboard:
+        folder = write_events(results, run / "tensorboard")
+        print(f"wrote  {folder}\nnext   tensorboard --logdir {folder}")
+        return
+    print(f"run    {run}\nopen   http://{host}:{port}   Ctrl-C ends it", flush=True)
+    serve(results, host=host, port=port)
+
+
+@app.command()
 def diagnose(
     architecture: Annotated[
         str, typer.Argument(help="A zoo name, a run folder, or an architecture's JSON file.", show_default=False)
@@ -483,6 +543,16 @@ def profile_device(
     options = config.option("space")
     table = report.watch(lambda hear: profile(made, options, settings, out, networks=networks, seed=seed, hear=hear))
     tables.print_json(report.to_json(table)) if json else report.print_table(table)
+
+
+def _is_run(source: str) -> bool:
+    """Whether a run folder is meant: it is one, or it is no file and no name in the zoo, nor like one."""
+    from difflib import get_close_matches
+
+    from nas.plugins import reference_names
+
+    path = Path(source)
+    return path.is_dir() or (path.suffix != ".json" and not get_close_matches(source, reference_names(), cutoff=0.8))
 
 
 def _architecture(source: str, which: str) -> Architecture:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -162,6 +164,26 @@ class Config:
     def to_json(self) -> dict[str, Any]:
         """Plain data, for `run.json`."""
         return asdict(self)
+
+    def command(self) -> str:
+        """The `nas search` that gives this configuration: what differs from the defaults, ready for a shell."""
+        words, default = ["nas", "search"], type(self)()
+        for each in fields(self):
+            value, flag = getattr(self, each.name), "--" + each.name.replace("_", "-")
+            if value == getattr(default, each.name) or each.name == "options":
+                continue
+            if each.name in ("limits", "start"):  # flags that are given once for each
+                words += [word for one in value for word in (flag.removesuffix("s"), one)]
+            elif isinstance(value, bool):
+                words.append(flag)
+            else:
+                parts = value if isinstance(value, tuple) else (value,)
+                words += [flag, ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)]
+        for section, options in self.options.items():
+            for name, option in options.items():
+                text = option if isinstance(option, str) and parse_value(option) == option else json.dumps(option)
+                words += ["--set", f"{section}.{name}={text}"]
+        return shlex.join(words)
 
     @property
     def runs_on(self) -> str:

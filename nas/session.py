@@ -6,8 +6,8 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +17,7 @@ from nas import pareto
 from nas.architecture import Architecture
 from nas.beside import Beside, composed
 from nas.config import Config
-from nas.errors import ConfigError, NasError, RunError, plugin_errors
+from nas.errors import ConfigError, NasError, PluginError, RunError, plugin_errors
 from nas.evaluator import Evaluator, Task
 from nas.executors.base import Executor, OnReport
 from nas.fidelity import check_rungs
@@ -28,7 +28,7 @@ from nas.screening import Screen, Screening
 from nas.search import Plan, Search
 from nas.space import Space
 from nas.store import Run, write_atomically
-from nas.trial import Metric, Objective, Proposal, Trial, parse_limit, parse_objectives
+from nas.trial import ANALYSIS_METRICS, Metric, Objective, Proposal, Trial, parse_limit, parse_objectives
 from nas.warmstart import starts
 
 RUNS = Path("runs")
@@ -60,6 +60,7 @@ def start(config: Config, *, on_trial: OnTrial | None = None, on_prepare: OnPrep
         "config": replace(config, out=str(folder)).to_json(),
         "task": _described(task),
         "versions": versions(),
+        "objectives": [asdict(objective) for objective in parts.plan.objectives],
     }
     about = {name: part.about for name, part in parts.evaluator.parts().items() if part.about}
     if about:
@@ -367,10 +368,27 @@ class Results:
         self.path = run.path
         self.config = _config(run)
         self.trials = run.trials
-        _, metrics = composed(self.config)
-        self.metrics: Mapping[str, Metric] = {metric.name: metric for metric in metrics}
-        self.objectives: tuple[Objective, ...] = parse_objectives(self.config.objectives, metrics)
+        self.metrics: Mapping[str, Metric] = {metric.name: metric for metric in self._metrics()}
+        self.objectives = self._objectives()
         self.front = pareto.front(run.trials, self.objectives)
+
+    def _metrics(self) -> Iterable[Metric]:
+        """All that the run's evaluators give; where those are not installed, what is known of every network."""
+        try:
+            return composed(self.config)[1]
+        except PluginError:
+            if "objectives" not in self.run.config:
+                raise
+            return ANALYSIS_METRICS
+
+    def _objectives(self) -> tuple[Objective, ...]:
+        """As the run says; runs of earlier versions leave it to the evaluator."""
+        if "objectives" not in self.run.config:
+            return parse_objectives(self.config.objectives, self.metrics.values())
+        try:
+            return tuple(Objective(**values) for values in self.run.config["objectives"])
+        except TypeError as error:
+            raise RunError(f"{self.path / 'run.json'}: objectives cannot be read ({error}); was it edited?") from None
 
     @property
     def space(self) -> Space:
@@ -381,7 +399,10 @@ class Results:
     @property
     def proxies(self) -> list[str]:
         """Zero-cost proxies among the metrics that were measured beside the evaluator's."""
-        part = composed(self.config)[0].parts().get("proxy")
+        try:
+            part = composed(self.config)[0].parts().get("proxy")
+        except PluginError:  # not installed here
+            return []
         return [] if part is None else [metric.name for metric in part.metrics]
 
     def best(self, metric: str | None = None) -> Found:
@@ -420,6 +441,14 @@ class Results:
         write_atomically(path, json.dumps({"format": 1, "front": entries}, indent=1) + "\n")
         return path
 
+    def saved_front(self) -> Mapping[int, Mapping[str, Any]]:
+        """What `front.json` has, by trial number; nothing where there is none that can be read."""
+        try:
+            entries = json.loads((self.path / "front.json").read_text())["front"]
+            return {entry["number"]: entry for entry in entries}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
 
 class Found:
     """One trial of a run: its architecture, module and weights."""
@@ -430,8 +459,14 @@ class Found:
 
     @property
     def architecture(self) -> Architecture:
-        """The architecture, rebuilt from the genotype."""
-        made = self._results.space.architecture(self.trial.genotype)
+        """The architecture, rebuilt from the genotype; from `front.json` where the space cannot be found any more."""
+        try:
+            made = self._results.space.architecture(self.trial.genotype)
+        except PluginError:
+            saved = self._results.saved_front().get(self.trial.number)
+            if saved is None:
+                raise
+            return Architecture.from_json(saved["architecture"])
         return replace(made, name=f"{made.name}-{self.trial.number}")
 
     @property

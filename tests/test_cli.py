@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,49 @@ def test_inspect_prints_the_zoo(run: Path) -> None:
     assert json.loads(nas("inspect", str(file), "--json").stdout)["params"] == 25_557_032
 
 
+def test_show_an_architecture(run: Path) -> None:
+    table = nas("show", "resnet50").stdout
+    assert table == nas("inspect", "resnet50").stdout
+    rows = {line.split()[0]: line.split() for line in table.splitlines() if line}
+    assert rows["stage3"][1:4] == ["6", "blocks", "1024x14x14"]
+    parts = [int(rows[f"stage3.{i}"][3].replace(",", "")) for i in range(6)]
+    assert int(rows["stage3"][4].replace(",", "")) == sum(parts)
+    best = json.loads(nas("show", str(run), "--arch=best:flops", "--json").stdout)
+    smallest = min(json.loads(nas("show", str(run), "--json").stdout)["trials"], key=lambda t: t["metrics"]["flops"])
+    assert best["key"] == smallest["key"]
+
+
+def test_the_command_of_a_run_is_the_one_that_was_given(tmp_path: Path) -> None:
+    """What the report says reproduces a run: read again, it gives the same configuration."""
+    from nas.config import Config
+
+    given = Config(
+        space="lecture", strategy="tpe", objectives=("accuracy", "flops"), limits=("flops=1M", "params<=2K"),
+        start=("resnet20_cifar", "my run"), time=90.0, rungs=(1.0, 3.0), seed=3, workers=2, gpus_per_trial=0.5,
+        verbose=True, options={"strategy": {"population": 4, "note": "a b", "odd": "3"}, "data": {"limit": 9}},
+    )  # fmt: skip
+    words = shlex.split(given.command())
+    assert words[:2] == ["nas", "search"]
+    with (
+        mock.patch("nas.report.progress.watch", lambda begin: begin(None, None)),
+        mock.patch("nas.session.start") as start,
+    ):
+        done = nas(*words[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert start.call_args.args == (given,)
+    assert Config().command() == "nas search"
+
+
+def test_export_a_reference_in_some_formats(tmp_path: Path) -> None:
+    done = nas("export", "resnet20_cifar", "--format=source,json", "--json", "--name=net", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [entry["files"] for entry in json.loads(done.stdout)] == [["net.py"], ["net.json"]]
+    shown = json.loads(nas("show", str(tmp_path / "net.json"), "--json").stdout)
+    assert shown["params"] == 269_722
+    again = nas("export", str(tmp_path / "net.json"), "--format=source", "--name=again", cwd=tmp_path)
+    assert "check  source: same outputs as the searched network" in again.stdout
+
+
 @pytest.mark.parametrize("what", ["spaces", "strategies", "evaluators", "zoo"])
 def test_lists(what: str) -> None:
     rows = json.loads(nas("list", what, "--json").stdout)
@@ -126,6 +170,10 @@ def test_list_shows_runs_and_what_is_wrong_with_them(run: Path) -> None:
         (["resume", "nothing"], "nothing is not a run folder"),
         (["show", "nothing"], "nothing is not a run folder"),
         (["export", "nothing"], "nothing is not a run folder"),
+        (["export", "resnet20_cifar", "--format=tf"], "'tf' is not one of source, state, onnx, program, json"),
+        (["show", "resnet51"], "resnet50"),
+        (["report", "nothing"], "nothing is not a run folder"),
+        (["dashboard", "nothing"], "nothing is not a run folder"),
         (["inspect", "resnet51"], "resnet50"),
         (["inspect", "none.json"], "cannot be read"),
         (["list", "cats"], "list: 'cats' is not one of"),

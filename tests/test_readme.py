@@ -41,6 +41,7 @@ def test_the_commands_work_in_their_order(project: Path) -> None:
     names = [
         "search",
         "export",
+        "report",
         "search",
         "resume",
         "train",

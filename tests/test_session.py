@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 import nas
-from nas.errors import ConfigError, RunError
+from nas.errors import ConfigError, PluginError, RunError
 from nas.search import Search
 from nas.session import fresh
 from nas.torch.loader import Batches
@@ -117,3 +119,44 @@ def test_fresh_folders_never_collide(tmp_path: Path) -> None:
     assert fresh(tmp_path, "a:b").name == "a-b-1"
     (tmp_path / "a-b-1").mkdir()
     assert fresh(tmp_path, "a:b").name == "a-b-2"
+
+
+def test_a_run_is_read_where_its_plug_ins_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's space and evaluator are modules of their own; on another machine there is the run folder alone."""
+    from nas.export import export_run
+
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "own_space.py").write_text(
+        "import toys\nfrom nas.trial import Metric\n"
+        "def space(input_shape, classes):\n    return toys.toy_space(input_shape, classes)\n"
+        "def score(module, task):\n    return {'quality': sum(p.numel() for p in module.parameters())}\n"
+        "score.metrics = [Metric('quality', 'min')]\n"
+    )
+    monkeypatch.syspath_prepend(here)
+    config = nas.Config(space="own_space:space", evaluator="own_space:score", objectives=("quality",), trials=3,
+                        strategy="random", out=str(tmp_path / "run"), options={"data": {"limit": 100}})  # fmt: skip
+    nas.start(config).run()
+    nas.load(tmp_path / "run").save_front()
+    found = nas.load(tmp_path / "run").best()
+    monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, "own_space")
+    elsewhere = nas.load(tmp_path / "run")
+    assert elsewhere.objectives == (nas.Objective("quality", "min"),)
+    assert elsewhere.best().architecture == found.architecture
+    exported = export_run(tmp_path / "run", formats=["source", "json"])
+    assert [each.format for each in exported] == ["source", "json"]
+    others = [trial for trial in elsewhere.trials if trial not in elsewhere.front]
+    with pytest.raises(PluginError, match="own_space"):
+        _ = elsewhere.trial(others[0].number).architecture
+
+
+def test_runs_of_before_the_objectives_were_written(search: Search, tmp_path: Path) -> None:
+    old = shutil.copytree(search.store.path, tmp_path / "old")
+    saved = json.loads((old / "run.json").read_text())
+    del saved["objectives"]
+    (old / "run.json").write_text(json.dumps(saved))
+    assert nas.load(old).objectives == nas.load(search.store.path).objectives
+    (old / "run.json").write_text(json.dumps({**saved, "objectives": [{"name": "accuracy"}]}))
+    with pytest.raises(RunError, match="objectives cannot be read"):
+        nas.load(old)

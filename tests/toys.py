@@ -197,3 +197,11 @@ class Long(Toy):
         assert self.prepared == {"seed": 5}  # type: ignore[attr-defined]
         self._at("open")
         super().open(task, device=device, threads=threads)
+
+
+def broken(module: object, task: object) -> dict[str, float]:
+    """An evaluator whose every trial fails."""
+    raise ValueError("broken on purpose")
+
+
+broken.needs_data = False  # type: ignore[attr-defined]

@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Files that were written, and how far their outputs are from the module's: max|difference| / max|output|."""
+    """Files of one format, and how far their outputs are from the module's: max|difference| / max|output|.
 
+    `trained`: they have, or were checked with, weights of a training; otherwise initial ones.
+    """
+
+    format: str
     files: tuple[Path, ...]
     difference: float
     trained: bool
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {"files": [str(path) for path in self.files], "difference": self.difference, "trained": self.trained}
+        files = [str(path) for path in self.files]
+        return {"format": self.format, "files": files, "difference": self.difference, "trained": self.trained}
 
 
-def export_run(run: Path, which: str = "best", folder: Path | None = None, name: str | None = None) -> Exported:
-    """Write an architecture of a run as a Python file, with its trained weights if the run kept them.
+def export_run(
+    run: Path, which: str = "best", folder: Path | None = None, name: str | None = None,
+    formats: Sequence[str] = ("source",), *, weights: bool = True,
+) -> list[Exported]:  # fmt: skip
+    """Write an architecture of a run, with its trained weights if the run kept them.
 
     Args:
         run: the run's folder.
         which: `best`, `best:METRIC` or a trial's number.
         folder: where to write; by default `export` in the run's folder.
         name: of the files; by default that of the architecture, as Python can import it.
+        formats: `source`, `state`, `onnx`, `program`, `json`; see `nas.export.formats`.
+        weights: False leaves the trained weights out.
 
-    Raises RunError if there is no such trial, ExportError if the file cannot be written or computes something else.
+    Raises RunError if there is no such trial, ExportError if a file cannot be written or computes something else.
     """
     from nas.export.files import export
     from nas.export.weights import read
@@ -38,10 +51,35 @@ def export_run(run: Path, which: str = "best", folder: Path | None = None, name:
 
     results = load(run)
     found = results.select(which)
-    state = read(found.weights)[0] if found.weights else None
-    name = name or found.architecture.name.replace("-", "_")  # a file that Python can import
+    state = read(found.weights)[0] if weights and found.weights else None
+    architecture = found.architecture
+    name = name or architecture.name.replace("-", "_")  # a file that Python can import
     notes = _notes(results.run.config["task"], found.trial.metrics if state else {})
-    return export(found.architecture, state, folder or run / "export", name, notes)
+    return export(architecture, state, folder or run / "export", name, notes, formats)
+
+
+def read_network(path: str | Path) -> nn.Module:
+    """The network of a `.safetensors` file that `--format source` or `state` wrote, with its weights, on the CPU.
+
+    Nothing in the file is run. Raises ExportError if it is no such file.
+    """
+    import json
+
+    from nas.architecture import Architecture
+    from nas.errors import ExportError
+    from nas.export.weights import fits, read_all
+
+    tensors, facts = read_all(path)
+    if "network" not in facts:
+        raise ExportError(f"{path} does not say of which network its weights are; was it written by `nas export`?")
+    try:
+        data = json.loads(facts["network"])
+    except ValueError as error:
+        raise ExportError(f"{path}: the architecture in it is no JSON: {error}") from None
+    module = Architecture.from_json(data).module()
+    fits(tensors, module, str(path))
+    module.load_state_dict(tensors)
+    return module.eval()
 
 
 def _notes(task: Mapping[str, Any], metrics: Mapping[str, float]) -> list[str]:

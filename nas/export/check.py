@@ -1,4 +1,5 @@
-"""Exported files are run in a fresh interpreter that cannot import this package, and compared with the module."""
+"""Exported files are run and compared with the module: outside, in a fresh interpreter that cannot import this package,
+where a file needs nothing of it, and here where it does."""
 
 from __future__ import annotations
 
@@ -14,9 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nas.architecture import Architecture
 from nas.errors import ExportError
+from nas.export.weights import load, read_all
 
-TOLERANCE = 1e-5  # of max|difference| / max|output|
+TOLERANCES = {"source": 1e-5, "program": 1e-5, "onnx": 1e-4, "state": 1e-5, "json": 1e-5}
+"""By kind of file: largest max|difference| / max|output|. ONNX Runtime fuses and reorders what torch does not."""
+TOLERANCE = TOLERANCES["source"]
 BATCH = 2
 
 # Run with -I: neither the current folder nor PYTHONPATH is searched, and this package is kept out even if installed.
@@ -32,32 +37,57 @@ torch.set_num_threads(cases["threads"])
 sys.path += cases["path"]
 if not cases["path"]:
     sys.modules["nas"] = None
-for case in cases["cases"]:
-    spec = importlib.util.spec_from_file_location("exported", case["source"])
+
+def source(path, weights):
+    spec = importlib.util.spec_from_file_location("exported", path)
     module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load(weights)
+
+def program(path, weights):
+    return torch.export.load(path).module()
+
+def onnx(path, weights):
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cases["threads"]
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    return lambda *x: torch.from_numpy(session.run(None, dict(zip(names, [each.numpy() for each in x])))[0])
+
+kinds = {"source": source, "program": program, "onnx": onnx}
+for case in cases["cases"]:
     try:
-        spec.loader.exec_module(module)
-        model = module.load(case["weights"])
+        model = kinds[case["kind"]](case["file"], case["weights"])
         inputs = load_file(case["inputs"])
+        x = [inputs[str(i)] for i in range(len(inputs))]
         with torch.no_grad():
-            outputs = model(*[inputs[str(i)] for i in range(len(inputs))])
+            outputs, first = model(*x), model(*[each[:1] for each in x])
     except Exception as error:
-        sys.exit(f"{case['source']}: {type(error).__name__}: {' '.join(str(error).split())}")
-    save_file({"y": outputs.contiguous()}, case["outputs"])
+        sys.exit(f"{case['file']}: {type(error).__name__}: {' '.join(str(error).split())}")
+    save_file({"y": outputs.contiguous(), "first": first.contiguous()}, case["outputs"])
 """
 
 
 class Case(NamedTuple):
-    """A file to check: what it must compute on `inputs` with the weights of a file. `foreign`: it imports others."""
+    """A file to check: what it must compute on `inputs`.
 
-    source: Path
+    `weights`: the file of its weights, if they are apart. `foreign`: it imports files of a user's. `kind`: of
+    `TOLERANCES`.
+    """
+
+    file: Path
     weights: Path
     inputs: tuple[Tensor, ...]
     output: Tensor
     foreign: bool = False
+    kind: str = "source"
 
 
-def case(source: Path, weights: Path, module: nn.Module, shapes: Sequence[Sequence[int]], *, foreign: bool) -> Case:
+def case(
+    file: Path, weights: Path, module: nn.Module, shapes: Sequence[Sequence[int]], *, foreign: bool = False,
+    kind: str = "source",
+) -> Case:  # fmt: skip
     """What a file must compute: the outputs of `module` in evaluation mode on random inputs of the given shapes."""
     generator = torch.Generator().manual_seed(0)
     inputs = tuple(torch.randn(BATCH, *shape, generator=generator) for shape in shapes)
@@ -65,7 +95,7 @@ def case(source: Path, weights: Path, module: nn.Module, shapes: Sequence[Sequen
     with torch.no_grad():
         output = module.eval()(*inputs)
     module.train(was_training)
-    return Case(source.resolve(), weights.resolve(), inputs, output, foreign)
+    return Case(file.resolve(), weights.resolve(), inputs, output, foreign, kind)
 
 
 def vary(module: nn.Module) -> None:
@@ -78,16 +108,25 @@ def vary(module: nn.Module) -> None:
 
 
 def check_many(cases: Sequence[Case]) -> list[float]:
-    """Run files in one fresh interpreter, and return how far each one's outputs are: max|difference| / max|output|.
+    """Run files, and return how far each one's outputs are: max|difference| / max|output|.
 
-    Raises ExportError for a file that fails, or is further away than `TOLERANCE`.
+    Those that need nothing of this package run in one fresh interpreter, with the whole batch and with one image alone.
+    Raises ExportError for a file that fails, or is further away than its kind of `TOLERANCES`.
     """
+    outside = [one for one in cases if one.kind not in ("state", "json")]
+    found = dict(zip(map(id, outside), _outside(outside), strict=True))
+    return [found[id(one)] if id(one) in found else _inside(one) for one in cases]
+
+
+def _outside(cases: Sequence[Case]) -> list[float]:
+    if not cases:
+        return []
     with tempfile.TemporaryDirectory() as folder:
         jobs = []
         for i, one in enumerate(cases):
             files = {"inputs": f"{folder}/{i}.in", "outputs": f"{folder}/{i}.out"}
             save_file({str(k): x for k, x in enumerate(one.inputs)}, files["inputs"])
-            jobs.append({"source": str(one.source), "weights": str(one.weights), **files})
+            jobs.append({"kind": one.kind, "file": str(one.file), "weights": str(one.weights), **files})
         foreign = any(one.foreign for one in cases)  # a user's own layers must be found where they are found here
         path = [str(Path(p).resolve()) for p in sys.path] if foreign else []
         job = Path(folder) / "cases.json"
@@ -98,16 +137,34 @@ def check_many(cases: Sequence[Case]) -> list[float]:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise ExportError(f"an exported file does not run by itself: {last}")
-        return [_difference(one, load_file(jobs[i]["outputs"])["y"]) for i, one in enumerate(cases)]
+        differences = []
+        for i, one in enumerate(cases):
+            outputs = load_file(jobs[i]["outputs"])
+            alone = _difference(one, outputs["first"], one.output[:1])
+            differences.append(max(alone, _difference(one, outputs["y"], one.output)))
+        return differences
 
 
-def _difference(one: Case, found: Tensor) -> float:
-    if not torch.isfinite(one.output).all():
-        raise ExportError(f"{one.source}: the network's outputs are not finite; its weights have diverged")
-    if found.shape != one.output.shape:
-        raise ExportError(f"{one.source} returns the shape {list(found.shape)}, not {list(one.output.shape)}")
-    scale = one.output.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    difference = float((found - one.output).abs().max() / scale)
-    if not difference <= TOLERANCE:
-        raise ExportError(f"{one.source} computes something else: it is {difference:.1e} away, at most {TOLERANCE:.0e}")
+def _inside(one: Case) -> float:
+    """A file from which this package makes the network again: `state` with its weights, `json` without."""
+    if one.kind == "state":
+        data = json.loads(read_all(one.file)[1]["network"])
+    else:
+        data = json.loads(one.file.read_text(encoding="utf-8"))
+    architecture = Architecture.from_json(data)
+    module = architecture.module().eval()
+    load(one.weights, module, key=architecture.key())
+    with torch.no_grad():
+        return _difference(one, module(*one.inputs), one.output)
+
+
+def _difference(one: Case, found: Tensor, expected: Tensor) -> float:
+    if not torch.isfinite(expected).all():
+        raise ExportError(f"{one.file}: the network's outputs are not finite; its weights have diverged")
+    if found.shape != expected.shape:
+        raise ExportError(f"{one.file} returns the shape {list(found.shape)}, not {list(expected.shape)}")
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    difference, limit = float((found - expected).abs().max() / scale), TOLERANCES[one.kind]
+    if not difference <= limit:
+        raise ExportError(f"{one.file} computes something else: it is {difference:.1e} away, at most {limit:.0e}")
     return difference

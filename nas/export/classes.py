@@ -104,6 +104,8 @@ class Classes:
 
     def _merge(self, cls: Class, group: Group) -> bool:
         """Make the group an instance of the class if it fits."""
+        if len(group.inputs) != len(cls.groups[0].inputs):
+            return False
         theirs = {step.id: step for step in group.steps}
         ours = {line.id: line for line in cls.lines}
         common = [line.id for line in cls.lines if line.id in theirs]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,6 +191,19 @@ def _blocks(architecture: Architecture) -> list[dict[str, Any]]:
     return found
 
 
+def _nested(blocks: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Blocks under the stage that they are in, which has their sums."""
+    for stage, inside in groupby(blocks, key=lambda block: block["block"].partition(".")[0]):
+        parts = list(inside)
+        if len(parts) == 1:
+            yield parts[0]
+            continue
+        sums = {name: sum(part[name] for part in parts) for name in ("params", "flops")}
+        yield {"block": stage, "kind": f"{len(parts)} blocks", "output": parts[-1]["output"], **sums}
+        for part in parts:
+            yield {**part, "block": f"  {part['block']}"}
+
+
 def print_architecture(architecture: Architecture) -> None:
     """Blocks with shapes and costs, then the totals."""
     data = inspect_json(architecture)
@@ -197,7 +211,7 @@ def print_architecture(architecture: Architecture) -> None:
     lines = [
         [b["block"], b["kind"], "x".join(map(str, b["output"])), f"{b['params']:,}", f"{b['flops']:,}",
          f"{b['flops'] / total:.1%}"]
-        for b in data["blocks"]
+        for b in _nested(data["blocks"])
     ]  # fmt: skip
     print(f"{data['name']}  {data['key']}")
     print_table(["block", "kind", "output", "params", "FLOPs", "share"], lines)
@@ -211,8 +225,12 @@ def print_architecture(architecture: Architecture) -> None:
     print(f"receptive field  {height}x{width} pixels")
 
 
-def print_export(exported: Exported) -> None:
+def print_export(exported: Sequence[Exported]) -> None:
     """The written files and how far their outputs are from the searched module's."""
-    for path in exported.files:
-        print(f"wrote  {path}")
-    print(f"check  same outputs as the searched network: largest difference {exported.difference:.1e} (relative)")
+    for each in exported:
+        for path in each.files:
+            print(f"wrote  {path}")
+        same = f"largest difference {each.difference:.1e} (relative)"
+        print(f"check  {each.format}: same outputs as the searched network, {same}")
+    if not exported[0].trained and any(each.format in ("onnx", "program") for each in exported):
+        print("note   initial weights: no trained ones were kept, or they were not wanted")

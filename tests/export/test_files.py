@@ -102,7 +102,7 @@ def architecture() -> Architecture:
 
 def test_export_writes_two_files(architecture: Architecture, tmp_path: Path) -> None:
     trained = architecture.module(seed=1)
-    exported = export(architecture, trained.state_dict(), tmp_path / "out", "small")
+    (exported,) = export(architecture, trained.state_dict(), tmp_path / "out", "small")
     assert exported.trained
     assert exported.difference <= TOLERANCE
     assert [path.name for path in exported.files] == ["small.py", "small.safetensors"]
@@ -113,7 +113,7 @@ def test_export_writes_two_files(architecture: Architecture, tmp_path: Path) -> 
 
 
 def test_export_without_weights_writes_no_weights(architecture: Architecture, tmp_path: Path) -> None:
-    exported = export(architecture, None, tmp_path, "small")
+    (exported,) = export(architecture, None, tmp_path, "small")
     assert not exported.trained
     assert [path.name for path in tmp_path.iterdir()] == ["small.py"]
 
@@ -184,7 +184,7 @@ class Scale(nn.Module):
 
 def test_files_with_a_users_module_are_checked_too(tmp_path: Path) -> None:
     chain = b.Chain(scale=b.Wrap(Scale, (("width", 3),)), head=b.Head(2))
-    exported = export(Architecture(chain, (3, 8, 8), 2), None, tmp_path, "scaled")
+    (exported,) = export(Architecture(chain, (3, 8, 8), 2), None, tmp_path, "scaled")
     assert f"import {__name__}\n" in exported.files[0].read_text()
 
 
