@@ -33,7 +33,7 @@ class Watch:
         columns = (BarColumn(12), TextColumn("{task.description}"))
         self._bar = Bar(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("reading the images", total=self._total)
-        self._before, self._said, self._loss = 0, "", None
+        self._before, self._said = 0, ""
         self._since, self._from, self._last = time.monotonic(), 0.0, 0.0
 
     @contextmanager

@@ -18,8 +18,6 @@ from nas.errors import RunError
 from nas.report import found
 from nas.report.page import write_report
 
-OPTIONS = {"evaluator": {"epochs": 1, "batch": 16}, "data": {"limit": 200}}
-
 # Moves to the first point of the front, clicks, and leaves what is seen then in attributes of the body.
 HOOK = """<script>
 const seen = document.body.dataset;
@@ -147,9 +145,8 @@ def test_a_users_mistake_is_one_line(run: Path, tmp_path: Path) -> None:
 
 
 def test_one_objective_and_no_success(tmp_path: Path) -> None:
-    config = package.Config(trials=2, objectives=("accuracy",), strategy="random", out=str(tmp_path / "one"),
-                            options=OPTIONS)  # fmt: skip
-    package.start(config).run()
+    search = ["search", "--space=nasbench-macro", "--evaluator=table", "--strategy=random", "--trials=4"]
+    assert nas(*search, "--objectives=accuracy", "--out=one", cwd=tmp_path).returncode == 0
     (page, *_) = write_report([tmp_path / "one"])
     assert data_of(page)["x"] == "trial"
     with pytest.raises(RunError, match="runs cannot be compared"):
