@@ -12,7 +12,6 @@ from math import isfinite, nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 from nas.errors import RunError
 from nas.plugins import make_evaluator
@@ -223,6 +222,8 @@ def kendall(x: Array, y: Array, counts: Array) -> Array:
 
 def _spearman(x: Array, y: Array) -> Array:
     """Spearman's rho of each row, (draws, n) to (draws,)."""
+    from scipy.stats import rankdata
+
     a, b = (rankdata(v, axis=1) for v in (x, y))
     a, b = (v - v.mean(1, keepdims=True) for v in (a, b))
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-PROXY = ("proxy", "kendall", "low", "high", "spearman", "over_flops", "networks", "n", "verdict")
+from nas.honesty import recorded
+
+if TYPE_CHECKING:
+    from nas.session import Results
+
+PROXY = ("proxy", "kendall", "low", "high", "spearman", "over_flops", "networks", "verdict")
 TRAINING = (
     "name", "seed", "epochs", "searched accuracy", "validation accuracy", "test accuracy", "test_images", "params",
     "flops", "latency_ms",
@@ -16,12 +21,13 @@ TRAINING = (
 Row = Mapping[str, Any]
 
 
-def proxies(run: Path) -> list[Row]:
-    """Rank correlations of proxies with the run's results: the rows of `proxies.json`, alone or under that name."""
-    data = _read(run / "proxies.json")
-    rows = data.get("proxies") if isinstance(data, dict) else data
+def proxies(results: Results) -> list[Row]:
+    """Rank correlations with the run's results: those of `nas proxies`, else of FLOPs and what the run computed."""
+    data = _read(results.path / "proxies.json")
+    rows = data.get("proxies") if isinstance(data, dict) else None
     if not isinstance(rows, list):
-        return []
+        found = recorded(results.trials, results.objectives, results.proxies)
+        rows = [] if found is None else found.to_json()["proxies"]
     return [_picked(row, PROXY) for row in rows if isinstance(row, dict) and "proxy" in row]
 
 

@@ -15,7 +15,7 @@ from nas.report import plot
 from nas.report.decisions import Decisions, Shares, decisions
 from nas.report.diagram import svg
 from nas.report.found import proxies, retrained
-from nas.report.plot import LABELS
+from nas.report.plot import labels
 from nas.report.volume import Volume, volumes
 from nas.search import summary
 from nas.session import Found, Results, load
@@ -95,7 +95,7 @@ def _data(found: Sequence[Results], curves: Sequence[Volume]) -> dict[str, Any]:
         "y": names[0] if any(results.front for results in found) else None,
         "x": names[1] if len(names) > 1 else "trial",
         "steps": len(names) == 2,
-        "names": LABELS,
+        "names": labels(found[0]),
         "runs": [
             {"name": results.path.name, "best": results.front[0].number if results.front else None,
              "trials": [_trial(i, results, trial, draw=n < DRAWN) for n, trial in enumerate(_done(results))]}
@@ -255,7 +255,7 @@ def _extras(results: Results) -> Iterator[str]:
     if rows := retrained(results.path):
         yield "<h2>Trained anew</h2><p>Results of <code>nas train</code>: longer trainings of what was found.</p>"
         yield from _table(rows)
-    if rows := proxies(results.path):
+    if rows := proxies(results):
         yield "<h2>How honest the proxies are</h2><p>Rank correlation with the results of this run: Kendall's tau, "
         yield "its 95 % interval (one that has 0 in it says nothing), Spearman's rho, and what tau has over that of "
         yield "FLOPs, which every proxy must beat.</p>"

@@ -122,6 +122,11 @@ def _saved(figure: Any, path: Path) -> Path:
     return path
 
 
+def labels(results: Results) -> dict[str, str]:
+    """What an axis with each metric is called."""
+    return {name: _label(results, name) for name in results.metrics}
+
+
 def _label(results: Results, name: str) -> str:
     metric = results.metrics.get(name)
     unit = shown(metric)[0] or (metric.unit if metric is not None else "")
