@@ -89,10 +89,6 @@ def test_a_run_says_what_its_proxies_were_worth(run: Path) -> None:
     assert found is not None
     assert {row.proxy for row in found.rows} == {"score", "nwot", *COUNTS}
     assert found.networks == 12
-    line = report.line(found)
-    assert line.startswith("rank correlation with accuracy (Kendall, 95 %): ")
-    assert "nwot" in line
-    assert "flops" in line
     assert recorded(results.trials[: LEAST - 1], results.objectives, ["nwot"]) is None
     assert recorded(results.trials, [Objective("flops", "min", exact=True)], ["nwot"]) is None
 
@@ -110,7 +106,7 @@ def test_proxies_are_judged_afterwards(run: Path, capsys: pytest.CaptureFixture[
     assert json.loads((run / "proxies.json").read_text()) == found.to_json()
     report.print_honesty(found)
     text = capsys.readouterr().out
-    assert "rank correlation with accuracy over 10 trained networks" in text
+    assert "rank correlation with accuracy, 10 networks" in text
     assert "FLOPs" in text
     with pytest.raises(PluginError, match="nwott"):
         judged(load(run), proxies="nwott")

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from math import isfinite
 
-from nas.honesty import COUNTS, Honesty, Interval, Row
+from nas.honesty import Honesty, Interval
 from nas.report.tables import print_table
 
 
 def print_honesty(found: Honesty) -> None:
     """A line for each proxy, the best first."""
-    print(f"rank correlation with {found.metric} over {found.networks} trained networks; in brackets 95 % intervals")
+    print(f"rank correlation with {found.metric}, {found.networks} networks; in brackets 95 % intervals")
     rows = [
         [row.proxy, shown(row.kendall), shown(row.spearman), "" if row.over_flops is None else shown(row.over_flops),
          row.verdict if row.networks == found.networks else f"{row.verdict}; defined for {row.networks}"]
         for row in found.rows
     ]  # fmt: skip
     print_table(["proxy", "Kendall's tau", "Spearman's rho", "tau over FLOPs", ""], rows)
-
-
-def line(found: Honesty) -> str:
-    """Proxies and counts in a line."""
-    proxies = [row for row in found.rows if row.proxy not in COUNTS]
-    counts = [row for row in found.rows if row.proxy in COUNTS]
-    words = [f"{row.proxy} {shown(row.kendall)}{_said(row)}" for row in (*proxies, *counts)]
-    return f"rank correlation with {found.metric} (Kendall, 95 %): {'; '.join(words)}"
-
-
-def _said(row: Row) -> str:
-    return "" if row.proxy in COUNTS or row.verdict == "beats FLOPs" else f", {row.verdict}"
 
 
 def shown(interval: Interval) -> str:

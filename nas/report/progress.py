@@ -91,7 +91,7 @@ def _finish(search: Search, console: Console) -> None:
     tables.print_run(results)
     found = recorded(results.trials, results.objectives, results.proxies)
     if found is not None:
-        console.print(honesty.line(found), highlight=False, markup=False, soft_wrap=True)
+        honesty.print_honesty(found)
     if not results.front:
         errors = [trial.error for trial in results.trials if trial.error]
         raise RunError(
