@@ -15,7 +15,7 @@ from nas.report import plot
 from nas.report.decisions import Decisions, Shares, decisions
 from nas.report.diagram import svg
 from nas.report.found import proxies, retrained
-from nas.report.plot import labels
+from nas.report.plot import called, labels
 from nas.report.volume import Volume, volumes
 from nas.search import summary
 from nas.session import Found, Results, load
@@ -66,12 +66,12 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
 def _page(found: Sequence[Results], curves: Sequence[Volume], told: Sequence[Decisions]) -> str:
     from plotly.offline import get_plotlyjs
 
-    title = ", ".join(results.path.name for results in found)
+    titles = called([results.path for results in found])
     here = files("nas.report")
     body = [*_head(found), *_front(found), *_volume(curves)]
-    for results, statistics in zip(found, told, strict=True):
+    for results, title, statistics in zip(found, titles, told, strict=True):
         if len(found) > 1:
-            body.append(f'<div class="run"><h1>{escape(results.path.name)}</h1><p>{escape(_about(results))}</p></div>')
+            body.append(f'<div class="run"><h1>{escape(title)}</h1><p>{escape(_about(results))}</p></div>')
         body += [*_drawings(results), *_decisions(statistics), *_extras(results), *_states(results)]
         body += _reproduce(results)
     data = json.dumps(_data(found, curves)).replace("<", "\\u003c")  # nothing in it may end the script
@@ -79,7 +79,8 @@ def _page(found: Sequence[Results], curves: Sequence[Volume], told: Sequence[Dec
         "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<link rel="icon" href="data:,">',
-        f"<title>{escape(title)}</title><style>{(here / 'page.css').read_text()}</style></head><body><main>",
+        f"<title>{escape(', '.join(titles))}</title>",
+        f"<style>{(here / 'page.css').read_text()}</style></head><body><main>",
         *body, f'</main><script id="data" type="application/json">{data}</script>',
         f"<script>{get_plotlyjs()}</script>",
         f"<script>{(here / 'page.js').read_text()}</script>", "</body></html>", "",
@@ -97,13 +98,13 @@ def _data(found: Sequence[Results], curves: Sequence[Volume]) -> dict[str, Any]:
         "steps": len(names) == 2,
         "names": labels(found[0]),
         "runs": [
-            {"name": results.path.name, "best": results.front[0].number if results.front else None,
+            {"name": title, "best": results.front[0].number if results.front else None,
              "trials": [_trial(i, results, trial, draw=n < DRAWN) for n, trial in enumerate(_done(results))]}
-            for i, results in enumerate(found)
+            for i, (results, title) in enumerate(zip(found, called([r.path for r in found]), strict=True))
         ],
         "volumes": [
-            {"label": c.label if c.strategy == "random" and "," in c.label else Path(c.label).name,
-             "strategy": c.strategy, "mean": c.mean.round(5).tolist(), "error": c.error.round(5).tolist()}
+            {"label": c.label, "strategy": c.strategy, "mean": c.mean.round(5).tolist(),
+             "error": c.error.round(5).tolist()}
             for c in curves
         ],
     }  # fmt: skip
@@ -146,9 +147,9 @@ def _about(results: Results) -> str:
 
 
 def _head(found: Sequence[Results]) -> Iterator[str]:
-    first, many = found[0], len(found) > 1
-    yield f"<h1>{escape('Comparison of runs' if many else first.path.name)}</h1>"
-    yield f"<p>{escape(', '.join(r.path.name for r in found) if many else _about(first))}</p>"
+    first, many, titles = found[0], len(found) > 1, called([results.path for results in found])
+    yield f"<h1>{escape('Comparison of runs' if many else titles[0])}</h1>"
+    yield f"<p>{escape(', '.join(titles) if many else _about(first))}</p>"
     spent = [t.budget for r in found for t in r.trials if t.budget is not None and t.evaluated]
     facts = {
         "architectures evaluated": f"{sum(t.evaluated for r in found for t in r.trials):,}",

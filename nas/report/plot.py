@@ -19,6 +19,12 @@ COLOURS = ("#1f6f8b", "#c8553d", "#6b7f3a", "#7b5ea7", "#b98b2f", "#3d5a80")
 MOST = 8  # decisions in a figure
 
 
+def called(paths: Sequence[Path]) -> list[str]:
+    """What runs are called: their folders' names, or whole paths where two are called the same."""
+    short = [path.resolve().name for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
 def save_front(results: Results, path: Path) -> Path:
     """The front of one run; see `save_fronts`."""
     return save_fronts([results], path)
@@ -33,9 +39,10 @@ def save_fronts(runs: Sequence[Results], path: Path) -> Path:
     first, names = runs[0].objectives[0].metric, [o.metric for o in runs[0].objectives]
     x_name = names[1] if len(names) > 1 else ""
     values: list[float] = []
-    for results, colour in zip(runs, _cycle(len(runs)), strict=True):
+    titles = called([results.path for results in runs])
+    for results, title, colour in zip(runs, titles, _cycle(len(runs)), strict=True):
         done = [t for t in results.trials if t.ok and t.duplicate_of is None]
-        name = f"{results.path.name}: " if len(runs) > 1 else ""
+        name = f"{title}: " if len(runs) > 1 else ""
         rest = colour if len(runs) > 1 else "#b8c4d0"
         x, y = _points(done, x_name, first)
         axes.plot(x, y, "o", color=rest, markersize=5, alpha=0.4 if len(runs) > 1 else 1, mew=0,
@@ -68,8 +75,7 @@ def save_volumes(curves: Sequence[Volume], path: Path) -> Path:
     for curve, colour in zip(curves, _cycle(len(curves)), strict=True):
         x, random = np.arange(1, len(curve.mean) + 1), curve.strategy == "random"
         colour = "#8a94a0" if random else colour
-        label = curve.label if "," in curve.label else Path(curve.label).name
-        axes.step(x, curve.mean, where="post", color=colour, linestyle="--" if random else "-", label=label)
+        axes.step(x, curve.mean, where="post", color=colour, linestyle="--" if random else "-", label=curve.label)
         if curve.error.any():
             low, high = curve.mean - curve.error, curve.mean + curve.error
             axes.fill_between(x, low, high, step="post", color=colour, alpha=0.15, linewidth=0)

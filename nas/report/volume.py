@@ -15,6 +15,7 @@ from nas.errors import NasError
 from nas.evaluator import Evaluator, Report, Task
 from nas.pareto import Array
 from nas.plugins import make_evaluator
+from nas.report.plot import called
 from nas.session import Results
 from nas.trial import ANALYSIS_METRICS, parse_limit
 
@@ -43,8 +44,8 @@ def volumes(paths: Sequence[Path]) -> list[Volume]:
     """
     runs = Runs(paths)
     found = [
-        Volume(str(run.results.path), run.results.config.strategy, run.curve, np.zeros(len(run.curve)))
-        for run in runs.runs
+        Volume(name, run.results.config.strategy, run.curve, np.zeros(len(run.curve)))
+        for name, run in zip(called(paths), runs.runs, strict=True)
     ]
     first = runs.runs[0].results
     if all(curve.strategy != "random" for curve in found) and max(len(curve.mean) for curve in found):

@@ -115,6 +115,17 @@ def test_what_other_commands_left_is_shown(run: Path, tmp_path: Path) -> None:
     assert "<td>params</td>" in page.read_text()  # what counting is worth is always said
 
 
+def test_runs_of_the_same_name_and_the_folder_itself(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = shutil.copytree(run, tmp_path / "run")
+    (page, *_) = write_report([run, twin], tmp_path / "both.html")
+    assert [each["name"] for each in data_of(page)["runs"]] == [str(run), str(twin)]  # type: ignore[attr-defined]
+    monkeypatch.chdir(twin)
+    (page, *_) = write_report([Path()])
+    assert "<h1>run</h1>" in page.read_text()
+
+
 def test_errors_and_hostile_texts(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "copy")
     lines = (copy / "trials.jsonl").read_text().splitlines()
