@@ -34,6 +34,7 @@ from nas.export.source import compose
 from nas.space import Space
 
 BATCH = 10  # networks that one interpreter checks
+DEEPEST = 1000  # nodes: hundreds of residual blocks with random norms have no finite outputs
 
 
 def sampled(space: Space, count: int) -> Iterator[Architecture]:
@@ -47,7 +48,7 @@ def references(largest: float) -> Iterator[Architecture]:
     """Reference architectures of at most so many parameters, on small inputs where they take them."""
     for name in zoo.names():
         found = zoo.get(name)
-        if found.analysis.params > largest:
+        if found.analysis.params > largest or len(found.graph().nodes) > DEEPEST:
             continue
         if found.input_shape[1] > 96:
             with suppress(GraphError):  # too small an input for this one
