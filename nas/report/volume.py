@@ -64,7 +64,8 @@ def _random(results: Results, length: int) -> list[Array]:
         return []
     try:
         evaluator = make_evaluator(results.config.evaluator, results.config.option("evaluator"))
-        if evaluator.needs_data:
+        known = {metric.name for metric in (*evaluator.metrics, *ANALYSIS_METRICS)}
+        if evaluator.needs_data or any(o.metric not in known for o in results.objectives):
             return []
         task = results.run.config["task"]
         evaluator.open(Task(None, tuple(task["input_shape"]), task["classes"]), device="cpu", threads=1)
