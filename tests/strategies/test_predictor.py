@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from nas.evaluators.proxies import measure
 from nas.search_spaces.nasbench_macro import nasbench_macro
-from nas.strategies.predictor import COSTS, Predictor, _improvement
+from nas.strategies.predictor import Predictor, _improvement
 from nas.strategies.surrogates import Features, GaussianProcess, Scale, Warp
 
 from nas import pareto
@@ -21,7 +21,7 @@ from nas.plugins import make_space
 from nas.space import Space
 from nas.strategy import Strategy
 from nas.testing import ACCURACY, FLOPS, StrategyConformance, answer, toy_metrics, toy_space
-from nas.trial import Limit, Objective, Proposal, Trial
+from nas.trial import ANALYSIS_METRICS, Limit, Objective, Proposal, Trial
 
 
 class TestPredictor(StrategyConformance):
@@ -81,7 +81,7 @@ def test_a_zero_cost_proxy_is_a_feature() -> None:
     strategy = Predictor(nasbench_macro(), [ACCURACY], pool=2, initial=2, proxies="synflow, layers")
     code = strategy.ask(1, np.random.default_rng(0), [])[0].genotype
     point = strategy._point(code)
-    assert len(point.costs) == len(COSTS) + 2
+    assert len(point.costs) == len(ANALYSIS_METRICS) + 2
     assert point.costs[-2:] == [measure(point.candidate.architecture, name)[name] for name in ("synflow", "layers")]
 
 
