@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -51,16 +52,18 @@ class Step:
     training: bool
 
 
-class Part:
+class Part(ABC):
     """A piece of the relaxed network; `out` is what comes out of it."""
 
     out: Wire
 
+    @abstractmethod
     def run(self, step: Step, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What it makes of the input (N, C, H, W)."""
 
+    @abstractmethod
     def flops(self, beliefs: Beliefs) -> Tensor:
-        raise NotImplementedError
+        """Expected multiply-adds."""
 
 
 class Identity(Part):
