@@ -26,6 +26,7 @@ BUDGETS = (10, 20, 40, 80)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=100, help="below 100: the rule was chosen on them")
     parser.add_argument("--screen", default="proxy:200:20")
     parser.add_argument("--strategies", default="random,evolution")
     args = parser.parse_args()
@@ -34,7 +35,7 @@ def main() -> None:
     for strategy in args.strategies.split(","):
         for screen in (None, args.screen):
             curves, seconds = [], []
-            for seed in range(args.seeds):
+            for seed in range(args.first_seed, args.first_seed + args.seeds):
                 with tempfile.TemporaryDirectory() as folder:
                     config = Config(
                         space="nasbench-macro", strategy=strategy, evaluator="table", screen=screen, seed=seed,
