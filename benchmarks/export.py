@@ -2,9 +2,9 @@
 
     python benchmarks/export.py [--count 50] [--formats source,state,json,program,onnx] [--sets mobile,zoo]
 
-For each space, and for the reference architectures up to --largest parameters: random weights, norms and biases as
-after training; by format the largest max|difference| / max|output| on two images and on one; how many classes and lines
-a source file has. An error if a difference is above 1e-5, or 1e-4 for ONNX.
+For each space, and for the reference architectures: random weights, norms and biases as after training; by format the
+largest max|difference| / max|output| on two images and on one; how many classes and lines a source file has. An error
+if a difference is above 1e-5, or 1e-4 for ONNX. `--share 1/2` takes every second network, `2/2` the others.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from nas.search_spaces.lecture import lecture
 from nas.search_spaces.mobile import mobile
 from nas.search_spaces.nasbench201 import nasbench201
 from nas.search_spaces.nasbench_macro import nasbench_macro
+from torch import nn
 
 from nas.architecture import Architecture
 from nas.errors import GraphError
@@ -34,7 +35,8 @@ from nas.export.source import compose
 from nas.space import Space
 
 BATCH = 10  # networks that one interpreter checks
-DEEPEST = 1000  # nodes: hundreds of residual blocks with random norms have no finite outputs
+HEAVIEST = 60e6  # parameters of these together, unless one alone has more
+DEEPEST = 400  # nodes: more residual blocks have no finite outputs unless their norms make them small
 
 
 def sampled(space: Space, count: int) -> Iterator[Architecture]:
@@ -44,12 +46,10 @@ def sampled(space: Space, count: int) -> Iterator[Architecture]:
         yield space.architecture(space.sample(rng))
 
 
-def references(largest: float) -> Iterator[Architecture]:
-    """Reference architectures of at most so many parameters, on small inputs where they take them."""
+def references() -> Iterator[Architecture]:
+    """Reference architectures, on small inputs where they take them."""
     for name in zoo.names():
         found = zoo.get(name)
-        if found.analysis.params > largest or len(found.graph().nodes) > DEEPEST:
-            continue
         if found.input_shape[1] > 96:
             with suppress(GraphError):  # too small an input for this one
                 small = zoo.get(name, input_shape=(3, 96, 96))
@@ -57,18 +57,39 @@ def references(largest: float) -> Iterator[Architecture]:
         yield found
 
 
+def batches(architectures: Iterator[Architecture]) -> Iterator[list[Architecture]]:
+    """In groups that one interpreter can hold."""
+    batch: list[Architecture] = []
+    for architecture in architectures:
+        if batch and (len(batch) == BATCH or sum(each.analysis.params for each in (*batch, architecture)) > HEAVIEST):
+            yield batch
+            batch = []
+        batch.append(architecture)
+    yield batch
+
+
+def prepared(architecture: Architecture, seed: int) -> nn.Module:
+    """The module with weights as after training."""
+    module = architecture.module(seed=seed)
+    vary(module)
+    if len(architecture.graph().nodes) > DEEPEST:
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.constant_(layer.weight, 0.1)
+    return module.eval()
+
+
 def measure(name: str, architectures: Iterator[Architecture], formats: Sequence[str]) -> None:
     """Export, check and print a line per format."""
     worst = dict.fromkeys(formats, 0.0)
     classes, lines, seconds = [], [], 0.0
-    while batch := list(islice(architectures, BATCH)):
+    for batch in batches(architectures):
         with tempfile.TemporaryDirectory() as folder:
             cases = []
             for i, architecture in enumerate(batch):
-                module = architecture.module(seed=i)
-                vary(module)
+                module = prepared(architecture, i)
                 began = time.process_time()
-                network = Network(architecture, module.eval(), trained=True)
+                network = Network(architecture, module, trained=True)
                 cases += [WRITERS[each](network, Path(folder), f"network{i}").case for each in formats]
                 seconds += time.process_time() - began
                 made = compose(architecture, name=f"network{i}").text
@@ -93,16 +114,15 @@ SPACES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=50, help="architectures of each space")
-    parser.add_argument("--largest", type=float, default=30e6, help="parameters of a reference architecture, at most")
     parser.add_argument("--formats", default=",".join(WRITERS))
     parser.add_argument("--sets", default=",".join([*SPACES, "zoo"]))
+    parser.add_argument("--share", default="1/1", help="such as 1/2: every second one")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    first, of = map(int, given.share.split("/"))
     for name in given.sets.split(","):
-        if name == "zoo":
-            measure(name, references(given.largest), given.formats.split(","))
-        else:
-            measure(name, sampled(SPACES[name]((3, 32, 32), 10), given.count), given.formats.split(","))
+        found = references() if name == "zoo" else sampled(SPACES[name]((3, 32, 32), 10), given.count)
+        measure(name, islice(found, first - 1, None, of), given.formats.split(","))
 
 
 if __name__ == "__main__":

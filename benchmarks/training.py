@@ -41,6 +41,8 @@ from nas.torch.train import fit
 
 IMAGES = 2048
 """In an epoch that is compared with a plain loop."""
+EPOCHS = 4
+"""In a process of that comparison; the first warms up, of the others the fastest counts."""
 
 MODES = ("defaults", "allocator", "allocator, channels_last")
 CHANGES: tuple[dict[str, Any], ...] = (
@@ -230,7 +232,9 @@ def our_epochs(data: Data, recipe: Recipe, device: torch.device) -> list[tuple[f
 
 def epoch(device: str, rounds: int, threads: int) -> None:
     """Print the seconds of an epoch, each way in fresh processes in turns, and how many times faster ours is."""
-    ways = ["plain, no workers", "plain, 2 workers", "ours"] + (["ours, no graph"] if device != "cpu" else [])
+    ways = ["plain, no workers", "plain, 2 workers", "ours", "ours, compiled"]
+    if device != "cpu":
+        ways.append("ours, no graph")
     print(f"an epoch of {IMAGES} images of 3x32x32, {threads} threads: wall-clock (CPU of the process) seconds")
     for batch in (32, 128):
         found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
@@ -253,10 +257,12 @@ def epoch(device: str, rounds: int, threads: int) -> None:
 
 
 def one_epoch(mode: str, batch: int, device: str, threads: int) -> None:
-    """Train two epochs in this process, and print their seconds."""
+    """Train some epochs in this process, and print their seconds."""
     torch.set_num_threads(threads)
     data = noise(IMAGES, 32)
-    recipe = Recipe(epochs=2, batch=batch, augment=True, graph=mode == "ours")
+    recipe = Recipe(
+        epochs=EPOCHS, batch=batch, augment=True, graph=mode != "ours, no graph", compile=mode == "ours, compiled"
+    )
     place = torch.device(device)
     if mode.startswith("plain"):
         print(json.dumps(plain_epochs(data, recipe, place, 2 if "2" in mode else 0)))

@@ -125,6 +125,11 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
+def is_training(folder: Path) -> bool:
+    """Whether a folder is one of `nas train`, finished or not."""
+    return (folder / CONFIG).is_file() and not (folder / "run.json").exists()
+
+
 def finished(folder: Path) -> tuple[Architecture, Path]:
     """Architecture and weights of a training that is done. Raises RunError."""
     job = Job.read(folder)

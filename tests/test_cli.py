@@ -124,7 +124,7 @@ def test_export_a_reference_in_some_formats(tmp_path: Path) -> None:
     shown = json.loads(nas("show", str(tmp_path / "net.json"), "--json").stdout)
     assert shown["params"] == 269_722
     again = nas("export", str(tmp_path / "net.json"), "--format=source", "--name=again", cwd=tmp_path)
-    assert "check  source: same outputs as the searched network" in again.stdout
+    assert "check  source: same outputs as the network" in again.stdout
 
 
 @pytest.mark.parametrize("what", ["spaces", "strategies", "evaluators", "zoo"])

@@ -17,6 +17,7 @@ from test_cli import nas
 from nas.architecture import Architecture
 from nas.blocks import Chain, Conv, Head, Residual
 from nas.errors import ConfigError, RunError
+from nas.export import read_network
 from nas.export.weights import read
 from nas.report.training import kendall, summary
 from nas.torch.data import load
@@ -93,6 +94,20 @@ def test_what_is_in_the_folder(file: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         accuracy = float((module.eval()(x).argmax(1) == y).float().mean())
     assert accuracy == pytest.approx(result["test"]["accuracy"], abs=1 / 290)
+
+    done = nas("export", str(folder), "--json")
+    assert done.returncode == 0, done.stderr
+    (exported,) = json.loads(done.stdout)
+    assert exported["trained"]
+    assert [Path(name).name for name in exported["files"]] == ["small.py", "small.safetensors"]
+    text = (folder / "export" / "small.py").read_text()
+    assert f"Test accuracy after 2 epochs: {result['test']['accuracy']:.4f} of 299 images." in text
+    assert "Classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9." in text
+    written = read_network(folder / "export" / "small.safetensors").state_dict()
+    assert all(torch.equal(written[name], value) for name, value in tensors.items())
+    (folder / "weights.safetensors").unlink()
+    assert "has no weights yet: let its training end first" in nas("export", str(folder)).stderr
+    assert "small" in nas("show", str(folder)).stdout
 
 
 def test_weights_go_on_to_other_classes_and_a_teacher(file: Path, tmp_path: Path) -> None:

@@ -58,6 +58,29 @@ def export_run(
     return export(architecture, state, folder or run / "export", name, notes, formats)
 
 
+def export_training(
+    folder: Path, target: Path | None = None, name: str | None = None, formats: Sequence[str] = ("source",), *,
+    weights: bool = True,
+) -> list[Exported]:  # fmt: skip
+    """Write the network of a folder of `nas train`, with the weights that it ended with; arguments as for `export_run`.
+
+    Raises RunError if the training has not ended, ExportError as `export_run` does.
+    """
+    from nas.export.files import export
+    from nas.export.weights import read
+    from nas.training import finished, read_result
+
+    architecture, file = finished(folder)
+    result = read_result(folder)
+    state = read(file)[0] if weights else None
+    notes = _notes(result.get("task", {}), {})
+    if weights:
+        accuracy, images = result["test"]["accuracy"], result["test_images"]
+        notes.append(f"Test accuracy after {result['epochs']} epochs: {accuracy:.4f} of {images:,} images.")
+    name = name or architecture.name.replace("-", "_")
+    return export(architecture, state, target or folder / "export", name, notes, formats)
+
+
 def read_network(path: str | Path) -> nn.Module:
     """The network of a `.safetensors` file that `--format source` or `state` wrote, with its weights, on the CPU.
 

@@ -226,11 +226,11 @@ def print_architecture(architecture: Architecture) -> None:
 
 
 def print_export(exported: Sequence[Exported]) -> None:
-    """The written files and how far their outputs are from the searched module's."""
+    """The written files and how far their outputs are from the module's."""
     for each in exported:
         for path in each.files:
             print(f"wrote  {path}")
         same = f"largest difference {each.difference:.1e} (relative)"
-        print(f"check  {each.format}: same outputs as the searched network, {same}")
+        print(f"check  {each.format}: same outputs as the network, {same}")
     if not exported[0].trained and any(each.format in ("onnx", "program") for each in exported):
         print("note   initial weights: no trained ones were kept, or they were not wanted")

@@ -51,6 +51,20 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
     return blend(x, grey(x), factor)
 
 
+def hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Colours turned on the wheel of HSV, 1 being once around; grey images stay."""
+    if x.shape[1] != 3:
+        return x
+    red, green, blue = (x[:, i : i + 1] for i in range(3))
+    highest = x.amax(1, keepdim=True)
+    span = highest - x.amin(1, keepdim=True)
+    one = span.clamp_min(1e-8)  # of a grey pixel, which has no hue, any will do
+    sixths = torch.where(highest == green, 2 + (blue - red) / one, 4 + (red - green) / one)
+    sixths = torch.where(highest == red, (green - blue) / one, sixths) + 6 * turn
+    distance = (sixths + x.new_tensor([5, 3, 1]).view(1, 3, 1, 1)).remainder(6)
+    return highest - span * torch.minimum(distance, 4 - distance).clamp_(0, 1)
+
+
 def sharpness(x: Tensor, factor: Tensor) -> Tensor:
     """Smoothed at 0, unchanged at 1; the border stays."""
     channels = x.shape[1]
@@ -166,12 +180,20 @@ def rand_augment(x: Tensor, count: int, magnitude: float, generator: torch.Gener
     return x
 
 
-def color_jitter(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast and saturation of each image times 1 - strength to 1 + strength; x in 0..1."""
-    for function in (brightness, contrast, saturation):
-        factor = 1 + strength * (2 * torch.rand(len(x), 1, 1, 1, generator=generator) - 1)
-        x = function(x, factor.to(x.device, x.dtype))
-    return x
+def color_jitter(x: Tensor, strength: float, generator: torch.Generator, *, turn: float = 0.0) -> Tensor:
+    """Brightness, contrast and saturation of each image times 1 - strength to 1 + strength; x in 0..1.
+
+    `turn`: and its hue turned by up to that share of the wheel, in either direction.
+    """
+
+    def draw(most: float) -> Tensor:
+        drawn = most * (2 * torch.rand(len(x), 1, 1, 1, generator=generator) - 1)
+        return drawn.to(x.device, x.dtype)
+
+    if strength:
+        for function in (brightness, contrast, saturation):
+            x = function(x, 1 + draw(strength))
+    return hue(x, draw(turn)) if turn else x
 
 
 # -- mixing two images -------------------------------------------------------------------------------------------------

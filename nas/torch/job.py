@@ -109,6 +109,7 @@ def _perform(
         "flops": costs["flops"], "latency_ms": 1000 * latency(used, shape, device),
         "latency_of": f"one image, {_about(device)}", "seconds": curve.seconds, "searched": dict(job.searched),
         "weights": "exponential moving average" if recipe.ema else "last epoch",
+        "task": {"mean": list(data.mean), "std": list(data.std), "class_names": list(data.class_names)},
     }  # fmt: skip
     write_atomically(job.path / RESULT, json.dumps(result, indent=1) + "\n")
     return result

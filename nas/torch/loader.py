@@ -38,6 +38,7 @@ class Augment:
     crop: int
     flip: bool
     jitter: float = 0.0
+    hue: float = 0.0
     randaugment: int = 0
     magnitude: float = 9.0
     mixup: float = 0.0
@@ -54,8 +55,8 @@ class Augment:
         """What a recipe asks for, on images of a shape."""
         moved = cls.default(input_shape) if recipe.augment else cls(0, flip=False)
         return replace(
-            moved, flip=moved.flip or recipe.flip, jitter=recipe.jitter, randaugment=recipe.randaugment,
-            magnitude=recipe.magnitude, mixup=recipe.mixup, cutmix=recipe.cutmix,
+            moved, flip=moved.flip or recipe.flip, jitter=recipe.jitter, hue=recipe.hue,
+            randaugment=recipe.randaugment, magnitude=recipe.magnitude, mixup=recipe.mixup, cutmix=recipe.cutmix,
         )  # fmt: skip
 
 
@@ -153,13 +154,13 @@ class Batches:
     def _recolour(self, images: Tensor, draws: torch.Generator) -> Tensor:
         """What is done to pixels in 0..1; bytes in, 0..255 out."""
         augment = self.augment
-        if augment is None or not (augment.randaugment or augment.jitter):
+        if augment is None or not (augment.randaugment or augment.jitter or augment.hue):
             return images
         x = images.float().div_(255)
         if augment.randaugment:
             x = rand_augment(x, augment.randaugment, augment.magnitude, draws)
-        if augment.jitter:
-            x = color_jitter(x, augment.jitter, draws)
+        if augment.jitter or augment.hue:
+            x = color_jitter(x, augment.jitter, draws, turn=augment.hue)
         return x.mul(255)
 
     def _mixed(self, x: Tensor, y: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:

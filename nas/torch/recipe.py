@@ -35,6 +35,7 @@ _RULES: Mapping[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]]
     "ema": ((*_NUMBER, type(None)), lambda v: v is None or 0 < v < 1, "a decay per step between 0 and 1, or none"),
     "flip": (bool, lambda v: True, "true or false"),
     "jitter": (_NUMBER, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    "hue": (_NUMBER, lambda v: 0 <= v <= 0.5, "a share of the colour wheel, 0 to 0.5"),
     "randaugment": (int, lambda v: 0 <= v <= 10, "a whole number of operations, 0 to 10"),
     "magnitude": (_NUMBER, lambda v: 0 <= v <= 10, "a number from 0 to 10"),
     "mixup": (_NUMBER, lambda v: 0 <= v < math.inf, "a number of at least 0"),
@@ -82,6 +83,7 @@ class Recipe:
         ema: decay per step of an exponential moving average of the weights, which is then what is measured and kept.
         flip: mirror grey images too, which `augment` alone does not.
         jitter: brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter.
+        hue: colours are turned by up to this share of the wheel, in either direction.
         randaugment: random operations per image (Cubuk et al. 2020); 0 for none.
         magnitude: of these, 0 to 10.
         mixup: parameter of the beta distribution of the share of another image (Zhang et al. 2018); 0 for none.
@@ -114,6 +116,7 @@ class Recipe:
     ema: float | None = None
     flip: bool = False
     jitter: float = 0.0
+    hue: float = 0.0
     randaugment: int = 0
     magnitude: float = 9.0
     mixup: float = 0.0

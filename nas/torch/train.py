@@ -171,6 +171,7 @@ class _Training:
             rate=layers.rate if layers else None,
             capturable=is_graph,
         )
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(device.type, enabled=is_half)
         self.average = None if recipe.ema is None else Average(module, recipe.ema)
         self.captured = Captured(self._compute, device) if is_graph else None
@@ -254,12 +255,13 @@ class _Training:
         loss = functional.cross_entropy(logits.float(), y, label_smoothing=self.recipe.label_smoothing)
         if self.teacher is not None and taught is not None:
             loss = self.teacher.loss(loss, logits.float(), taught)
-        self.optimizer.zero_grad()
+        for parameter in self.parameters:  # `zero_grad` and `clip_grad_norm_` take longer than small networks have
+            parameter.grad = None
         torch.autograd.backward(self.scaler.scale(loss))
         self.group.average_gradients(self.module)
         if self.recipe.clip is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip)
+            clip_gradients(self.parameters, self.recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach()
@@ -315,6 +317,13 @@ def make_optimizer(
         return adamw
     nesterov = recipe.momentum > 0
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> None:
+    """Scale the gradients so that their common norm is at most `largest`: as `clip_grad_norm_`, on one device."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp_(max=1))
 
 
 def autocast_type(precision: Precision, device: torch.device) -> torch.dtype:

@@ -62,7 +62,11 @@ def make(folder: Path, evaluator: Evaluator, *, workers: int = WORKERS, **plan: 
         return Pool(Cluster(workers=workers), evaluator, TASK, device="cpu", threads=0, on_report=on_report)
 
     search = Search(run, space, Random(space, settings.objectives), evaluator, settings, pool)
-    search.prepare(TASK, device="cpu")
+    try:
+        search.prepare(TASK, device="cpu")
+    except BaseException:
+        run.close()
+        raise
     return search
 
 

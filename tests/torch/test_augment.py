@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Callable
 
 import numpy as np
@@ -94,6 +95,17 @@ def test_jitter_of_nothing_changes_nothing() -> None:
     assert not torch.allclose(color_jitter(x, 0.5, generator), x, atol=0.05)
 
 
+def test_hue_turns_colours_as_colorsys_does() -> None:
+    x = torch.cat([pictures(2, size=4).float() / 255, torch.full((1, 3, 4, 4), 0.3)])
+    turned = augment.hue(x, torch.tensor([0.2, -0.35, 0.5]).view(3, 1, 1, 1))
+    for image, result, turn in zip(x, turned, (0.2, -0.35, 0.5), strict=True):
+        for pixel, found in zip(image.flatten(1).T.tolist(), result.flatten(1).T.tolist(), strict=True):
+            h, s, v = colorsys.rgb_to_hsv(*pixel)
+            assert found == pytest.approx(colorsys.hsv_to_rgb((h + turn) % 1, s, v), abs=1e-5)
+    grey = x[:, :1]
+    assert augment.hue(grey, torch.full((3, 1, 1, 1), 0.3)) is grey
+
+
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_targets_are_the_shares_of_the_pixels(kind: str) -> None:
     y = torch.arange(4)
@@ -112,7 +124,7 @@ def test_targets_are_the_shares_of_the_pixels(kind: str) -> None:
 
 def test_batches_repeat_an_epoch_whatever_came_before() -> None:
     split = Split(pictures(12), torch.arange(12) % 3)
-    recipe = Recipe(augment=True, jitter=0.4, randaugment=2, mixup=0.3, cutmix=1.0)
+    recipe = Recipe(augment=True, jitter=0.4, hue=0.1, randaugment=2, mixup=0.3, cutmix=1.0)
     options = {"mean": [0.4] * 3, "std": [0.2] * 3, "batch": 4, "augment": Augment.of(recipe, (3, 16, 16))}
     one, other = (Batches(split, **options, classes=3, seed=1) for _ in range(2))  # type: ignore[arg-type]
     list(other.epoch(0))

@@ -17,7 +17,7 @@ from nas.torch.data import load
 from nas.torch.init import initialise
 from nas.torch.loader import Augment, Batches
 from nas.torch.recipe import Recipe
-from nas.torch.train import evaluate, fit
+from nas.torch.train import clip_gradients, evaluate, fit
 
 
 @pytest.fixture(autouse=True)
@@ -280,6 +280,19 @@ def test_no_decay_of_norms_biases_and_prelu() -> None:
                 assert float(after[name].norm()) < float(value.norm())
             else:
                 assert torch.equal(after[name], value), name
+
+
+@pytest.mark.parametrize("largest", [0.5, 50.0])
+def test_clipping_is_that_of_torch(largest: float) -> None:
+    ours, theirs = (nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)) for _ in range(2))
+    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        own.grad = torch.randn_like(own)
+        other.grad = own.grad.clone()
+    ours.append(nn.Linear(2, 2))  # has had no gradient
+    clip_gradients(ours.parameters(), largest)
+    nn.utils.clip_grad_norm_(theirs.parameters(), largest)
+    for own, other in zip(ours.parameters(), theirs.parameters(), strict=False):
+        assert torch.equal(own.grad, other.grad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
