@@ -23,8 +23,7 @@ from typing import Any
 import torch
 
 from nas.architecture import Architecture
-from nas.blocks import Chain, Conv, Head, Residual
-from nas.choices import Repeat
+from nas.plugins import reference
 from nas.session import load, threads_for
 from nas.torch.data import Data
 from nas.torch.data import load as load_data
@@ -36,19 +35,9 @@ from nas.torch.train import fit
 SEARCH = ["--space=mobile", "--strategy=evolution", "--limit=flops=6M", "--trials=1000", "--set=evaluator.epochs=3",
           "--set=evaluator.batch=64"]  # fmt: skip
 TRAIN = ["--set=train.flip=true"]
+OTHER = "resnet18_cifar"
 STEPS = 20
 GOAL = 0.93
-
-
-def resnet18(data: Data) -> Architecture:
-    """ResNet-18 (He et al. 2015) with the stem that is used on small images."""
-    stages: dict[str, Any] = {
-        f"stage{i}": Repeat(Residual(width=width), 2, first={"stride": 2} if i > 1 else {})
-        for i, width in enumerate((64, 128, 256, 512), 1)
-    }
-    return Architecture(
-        Chain(stem=Conv(64), **stages, head=Head(data.classes)), data.input_shape, data.classes, "resnet18"
-    )
 
 
 def epochs_in(seconds: float, architecture: Architecture, data: Data) -> int:
@@ -92,16 +81,13 @@ def main() -> int:
             nas("search", f"--data={given.data}", *SEARCH, *limit, f"--time={given.search}", f"--out={run}")
         chosen = load(run).best().architecture
         searched = time.perf_counter() - started
-        (run / "resnet18.json").write_text(json.dumps(resnet18(data).to_json()))
         spent = []
-        for which, architecture in (("best", chosen), (str(run / "resnet18.json"), resnet18(data))):
+        for which, architecture in (("best", chosen), (OTHER, reference(OTHER).fitted(data.input_shape, data.classes))):
             epochs = epochs_in(given.train, architecture, data)
             began = time.perf_counter()
             nas("train", str(run), f"--arch={which}", f"--epochs={epochs}", *TRAIN)
             spent.append(time.perf_counter() - began)
-        results = [
-            json.loads((run / "train" / f"{n}-seed0" / "result.json").read_text()) for n in (chosen.name, "resnet18")
-        ]
+        results = [json.loads((run / "train" / f"{n}-seed0" / "result.json").read_text()) for n in (chosen.name, OTHER)]
     print(f"search {searched / 60:.1f} min; {torch.get_num_threads()} threads")
     for found, seconds in zip(results, spent, strict=True):
         accuracy = f"test {found['test']['accuracy']:.4f}, validation {found['validation']['accuracy']:.4f}"

@@ -7,6 +7,7 @@
 
 `epoch` compares an epoch with a plain loop over a `DataLoader`, with the same network, augmentation and optimiser, in
 turns: wall-clock seconds, all cores, or a GPU with `--device cuda` (with and without CUDA graphs; not run on one yet).
+Both train a small MobileNetV2 written by hand, and a random network of the mobile space.
 `speed` trains the same network in fresh processes: as torch is found, with the allocator of `prepare`,
 and with channels_last too, in the main thread and in another: one thread, CPU seconds. `recipes` changes one
 thing at a time in the default recipe. Figures of a GPU are not claimed anywhere: none was at hand.
@@ -15,6 +16,7 @@ thing at a time in the default recipe. Figures of a GPU are not claimed anywhere
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -27,7 +29,9 @@ from itertools import pairwise
 from statistics import mean, median, stdev
 from typing import Any
 
+import numpy as np
 import torch
+from nas.search_spaces.mobile import mobile
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
@@ -43,6 +47,13 @@ IMAGES = 2048
 """In an epoch that is compared with a plain loop."""
 EPOCHS = 4
 """In a process of that comparison; the first warms up, of the others the fastest counts."""
+DRAW = 0
+"""Seed of the drawn network."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ours, spinning": {}, "ours, compiled": {"compile": True}, "ours, no graph": {"graph": False},
+}  # fmt: skip
+"""Of our loop: with threads that wait for work as torch's do by themselves, for a machine of one's own; what differs in
+the recipe."""
 
 MODES = ("defaults", "allocator", "allocator, channels_last")
 CHANGES: tuple[dict[str, Any], ...] = (
@@ -93,6 +104,22 @@ def network(channels: int, size: int, classes: int) -> nn.Module:
         width = out
     layers += [*convolution(width, 128, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes)]
     return nn.Sequential(*layers)
+
+
+def drawn(data: Data) -> nn.Module:
+    """A network of the mobile space: 18 layers deep, 4.6 million multiply-adds, 118 thousand parameters."""
+    space = mobile(data.input_shape, data.classes)
+    return space.architecture(space.sample(np.random.default_rng(DRAW))).module(seed=0)
+
+
+def by_hand(data: Data) -> nn.Module:
+    """`network`, initialised as `fit` wants it."""
+    module = network(data.input_shape[0], data.input_shape[1], data.classes)
+    initialise(module, 0)
+    return module
+
+
+NETWORKS = {"by hand": by_hand, "drawn": drawn}
 
 
 def train(data: Data, recipe: Recipe, seed: int) -> tuple[float, float, int]:
@@ -183,10 +210,10 @@ def differences(marks: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks)]
 
 
-def plain_epochs(data: Data, recipe: Recipe, device: torch.device, workers: int) -> list[tuple[float, float]]:
+def plain_epochs(
+    module: nn.Module, data: Data, recipe: Recipe, device: torch.device, workers: int
+) -> list[tuple[float, float]]:
     """Seconds of each epoch of the loop that everybody writes."""
-    module = network(data.input_shape[0], data.input_shape[1], data.classes)
-    initialise(module, 0)
     module = module.to(device)
     loader = DataLoader(
         Plain(data, Augment.default(data.input_shape).crop), batch_size=recipe.batch, shuffle=True, drop_last=True,
@@ -215,13 +242,11 @@ def plain_epochs(data: Data, recipe: Recipe, device: torch.device, workers: int)
     return differences(marks)
 
 
-def our_epochs(data: Data, recipe: Recipe, device: torch.device) -> list[tuple[float, float]]:
+def our_epochs(module: nn.Module, data: Data, recipe: Recipe, device: torch.device) -> list[tuple[float, float]]:
     """Seconds of each epoch of `fit`, its look at a few validation images included."""
     prepare(device, torch.get_num_threads())
     moments = {"mean": data.mean, "std": data.std, "channels_last": recipe.channels_last, "device": device}
     train_batches = Batches(data.train, **moments, batch=recipe.batch, augment=Augment.of(recipe, data.input_shape))
-    module = network(data.input_shape[0], data.input_shape[1], data.classes)
-    initialise(module, 0)
     marks = [clocks()]
     fit(
         module, train_batches, Batches(data.validation, **moments, batch=256), recipe, seed=0, device=device,
@@ -232,42 +257,38 @@ def our_epochs(data: Data, recipe: Recipe, device: torch.device) -> list[tuple[f
 
 def epoch(device: str, rounds: int, threads: int) -> None:
     """Print the seconds of an epoch, each way in fresh processes in turns, and how many times faster ours is."""
-    ways = ["plain, no workers", "plain, 2 workers", "ours", "ours, compiled"]
-    if device != "cpu":
-        ways.append("ours, no graph")
+    ways = ["plain, no workers", "plain, 2 workers", "ours", *VARIANTS]
+    if device == "cpu":
+        ways.remove("ours, no graph")
     print(f"an epoch of {IMAGES} images of 3x32x32, {threads} threads: wall-clock (CPU of the process) seconds")
-    for batch in (32, 128):
+    for name, batch in itertools.product(NETWORKS, (32, 128)):
         found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way in ways:
-                options = {"mode": way, "batch": batch, "device": device, "threads": threads}
+                options = {"mode": way, "network": name, "batch": batch, "device": device, "threads": threads}
                 command = [sys.executable, __file__, "one-epoch", *(f"--{n}={v}" for n, v in options.items())]
-                # As nas.cli does: see there.
-                environment = {"GOMP_SPINCOUNT": "2000", **os.environ}
-                done = subprocess.run(command, check=True, capture_output=True, env=environment)
+                # As nas.cli does, see there; a plain loop has what torch has by itself, which is to spin for long.
+                spins = {"GOMP_SPINCOUNT": "2000"} if way.startswith("ours") and "spinning" not in way else {}
+                done = subprocess.run(command, check=True, capture_output=True, env={**spins, **os.environ})
                 found[way].append(min(map(tuple, json.loads(done.stdout)[1:])))
         wall, cpu = ({way: median(pair[i] for pair in pairs) for way, pairs in found.items()} for i in (0, 1))
-        cells = ", ".join(f"{way} {wall[way]:.2f} ({cpu[way]:.2f})" for way in ways)
-        ratio = min(wall[way] for way in ways[:2]) / wall["ours"]
-        print(
-            f"batch {batch:3}: {cells}; {ratio:.2f} times faster than the faster plain loop, "
-            f"{cpu[ways[0]] / cpu['ours']:.2f} in CPU time",
-            flush=True,
-        )
+        plain = min(ways[:2], key=wall.__getitem__)
+        print(f"{name}, batch {batch}: " + ", ".join(f"{way} {wall[way]:.2f} ({cpu[way]:.2f})" for way in ways))
+        times = ", ".join(f"{way} {wall[plain] / wall[way]:.2f}" for way in ways[2:])
+        print(f"    times faster than the faster plain loop: {times}", flush=True)
 
 
-def one_epoch(mode: str, batch: int, device: str, threads: int) -> None:
+def one_epoch(mode: str, name: str, batch: int, device: str, threads: int) -> None:
     """Train some epochs in this process, and print their seconds."""
     torch.set_num_threads(threads)
     data = noise(IMAGES, 32)
-    recipe = Recipe(
-        epochs=EPOCHS, batch=batch, augment=True, graph=mode != "ours, no graph", compile=mode == "ours, compiled"
-    )
+    module = NETWORKS[name](data)
+    recipe = Recipe(epochs=EPOCHS, batch=batch, augment=True, **VARIANTS.get(mode, {}))
     place = torch.device(device)
     if mode.startswith("plain"):
-        print(json.dumps(plain_epochs(data, recipe, place, 2 if "2" in mode else 0)))
+        print(json.dumps(plain_epochs(module, data, recipe, place, 2 if "2" in mode else 0)))
     else:
-        print(json.dumps(our_epochs(data, recipe, place)))
+        print(json.dumps(our_epochs(module, data, recipe, place)))
 
 
 def recipes(source: str, limit: int | None, epochs: int, seeds: int) -> None:
@@ -294,6 +315,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--mode", default=MODES[0])
+    parser.add_argument("--network", default="by hand")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of epoch; all cores by default")
     parser.add_argument("--rounds", type=int, default=3)
@@ -303,7 +325,9 @@ def main() -> None:
     if options.what == "epoch":
         epoch(options.device, options.rounds, options.threads or torch.get_num_threads())
     elif options.what == "one-epoch":
-        one_epoch(options.mode, options.batch[0], options.device, options.threads or torch.get_num_threads())
+        one_epoch(
+            options.mode, options.network, options.batch[0], options.device, options.threads or torch.get_num_threads()
+        )
     elif options.what == "speed":
         speed(options.batch)
     elif options.what == "one":

@@ -38,6 +38,11 @@ def resnet(classes: int, depth: int = 50, **style: Any) -> Block:
     return Chain(stem=Conv(64, 7, stride=2), pool=MaxPool(3, 2, 1), **stages, head=Head(classes))
 
 
+def resnet_small_images(classes: int, depth: int) -> Block:
+    """The ResNet of ImageNet with a stem for small images: 3x3, stride 1, no pooling after it (as in DeVries 2017)."""
+    return Chain(stem=Conv(64), **_stages(Residual, (64, 128, 256, 512), REPEATS[depth]), head=Head(classes))
+
+
 def preact_resnet(classes: int, depth: int) -> Block:
     """Pre-activation ResNet for ImageNet (He et al. 2016), the stride on the 3x3 convolution."""
     return Chain(
@@ -98,6 +103,7 @@ MODELS = {
     },
     "se_resnext50_32x4d": Entry(partial(resnet, depth=50, reduction=2, groups=32, se=SE)),
     **{f"preact_resnet{depth}": Entry(partial(preact_resnet, depth=depth)) for depth in (50, 101, 152)},
+    "resnet18_cifar": Entry(partial(resnet_small_images, depth=18), 32, 10),
     **{
         f"resnet{depth}_cifar": Entry(partial(resnet_cifar, depth=depth), 32, 10)
         for depth in (20, 32, 44, 56, 110, 1202)

@@ -41,6 +41,14 @@ def test_published_figures_are_met_exactly(row: dict[str, str]) -> None:
     assert (analysis.params, analysis.flops) == (int(row["params"]), int(row["macs"]))
 
 
+def test_resnet18_for_small_images() -> None:
+    """11.17 M parameters; multiply-adds by layers: stem, four stages (with a projection in all but one), classifier."""
+    stem, block = 32 * 32 * 27 * 64, 32 * 32 * 64 * 64 * 9
+    wider = block // 2 + 3 * block + 16 * 16 * 64 * 128
+    analysis = zoo.get("resnet18_cifar").analysis
+    assert (analysis.params, analysis.flops) == (11_173_962, stem + 4 * block + 3 * wider + 512 * 10)
+
+
 def test_the_papers_resolutions_and_classes_are_the_defaults() -> None:
     ours = {(name, zoo.get(name).input_shape[1], zoo.get(name).classes) for name in zoo.names()}
     published = {(row["zoo"], int(row["resolution"]), int(row["classes"])) for row in PUBLISHED}
