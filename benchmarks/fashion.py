@@ -11,26 +11,29 @@ each network's own steps. ResNet-18 is the one for small images: a 3x3 stem with
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from nas.architecture import Architecture
 from nas.plugins import reference
 from nas.session import load, threads_for
 from nas.torch.data import Data
 from nas.torch.data import load as load_data
+from nas.torch.job import read_curve
 from nas.torch.loader import Augment, Batches
 from nas.torch.recipe import FULL, Recipe
 from nas.torch.runtime import prepare
 from nas.torch.train import fit
+from nas.training import CURVE, RESULT, read_result
 
 SEARCH = ["--space=mobile", "--strategy=evolution", "--limit=flops=6M", "--trials=1000", "--set=evaluator.epochs=3",
           "--set=evaluator.batch=64"]  # fmt: skip
@@ -61,14 +64,40 @@ def nas(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "nas", *arguments], check=True)
 
 
+def train(run: Path, which: str, architecture: Architecture, data: Data, seconds: float) -> dict[str, Any]:
+    """Train for about so long, unless it has been done; what came of it."""
+    folder = run / "train" / f"{architecture.name}-seed0"
+    if not (folder / RESULT).exists():
+        epochs = epochs_in(seconds, architecture, data)
+        nas("train", str(run), f"--arch={which}", f"--epochs={epochs}", *TRAIN)
+    return read_result(folder)
+
+
+def draw(run: Path, results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Accuracy by minutes, a line for each training."""
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for found, color in zip(results, ("#1f6f8b", "#c8553d"), strict=True):
+        rows = read_curve(run / "train" / f"{found['name']}-seed0" / CURVE)
+        minutes, accuracies = ([row[name] for row in rows] for name in ("seconds", "accuracy"))
+        label = f"{found['name']}: {found['params'] / 1e6:.2g} M parameters, test {found['test']['accuracy']:.2%}"
+        axes.plot([m / 60 for m in minutes], [100 * a for a in accuracies], ".-", color=color, label=label)
+    axes.set(xlabel="minutes of training", ylabel="validation accuracy (%)", xlim=(0, None))
+    axes.grid(color="#e6eaee", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=130)
+
+
 def main() -> int:
     """Search, train both, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="Fashion-MNIST as .npz, or the folder of its IDX files")
     parser.add_argument("--search", default="10m", help="time of the search")
-    parser.add_argument("--train", type=float, default=2400, help="seconds of each training")
+    parser.add_argument("--train", type=float, default=1800, help="seconds of each training")
     parser.add_argument("--limit", type=int, help="images to keep, to try it")
-    parser.add_argument("--out", type=Path, help="run folder, kept; a finished search in it is used")
+    parser.add_argument("--out", type=Path, help="run folder, kept; what is finished in it is used")
+    parser.add_argument("--picture", type=Path, help="draw both curves here")
     given = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     limit = [] if given.limit is None else [f"--set=data.limit={given.limit}"]
@@ -76,24 +105,21 @@ def main() -> int:
     prepare(torch.device("cpu"), threads_for(data.input_shape))
     with tempfile.TemporaryDirectory() as folder:
         run = given.out or Path(folder) / "run"
-        started = time.perf_counter()
         if not (run / "front.json").exists():
             nas("search", f"--data={given.data}", *SEARCH, *limit, f"--time={given.search}", f"--out={run}")
-        chosen = load(run).best().architecture
-        searched = time.perf_counter() - started
-        spent = []
-        for which, architecture in (("best", chosen), (OTHER, reference(OTHER).fitted(data.input_shape, data.classes))):
-            epochs = epochs_in(given.train, architecture, data)
-            began = time.perf_counter()
-            nas("train", str(run), f"--arch={which}", f"--epochs={epochs}", *TRAIN)
-            spent.append(time.perf_counter() - began)
-        results = [json.loads((run / "train" / f"{n}-seed0" / "result.json").read_text()) for n in (chosen.name, OTHER)]
-    print(f"search {searched / 60:.1f} min; {torch.get_num_threads()} threads")
-    for found, seconds in zip(results, spent, strict=True):
-        accuracy = f"test {found['test']['accuracy']:.4f}, validation {found['validation']['accuracy']:.4f}"
-        size = f"{found['params']:,.0f} parameters, {found['flops']:,.0f} FLOPs, {found['latency_ms']:.2f} ms an image"
-        print(f"{found['name']:12} {accuracy}, {size}; {found['epochs']} epochs in {seconds / 60:.1f} min")
-    minutes = (searched + spent[0]) / 60
+        found = load(run)
+        searched = max(trial.elapsed for trial in found.trials) / 60
+        other = reference(OTHER).fitted(data.input_shape, data.classes)
+        chosen = found.best().architecture
+        results = [train(run, which, each, data, given.train) for which, each in (("best", chosen), (OTHER, other))]
+        if given.picture is not None:
+            draw(run, results, given.picture)
+    print(f"search {searched:.1f} min; {torch.get_num_threads()} threads")
+    for each in results:
+        accuracy = f"test {each['test']['accuracy']:.4f}, validation {each['validation']['accuracy']:.4f}"
+        size = f"{each['params']:,.0f} parameters, {each['flops']:,.0f} FLOPs, {each['latency_ms']:.2f} ms an image"
+        print(f"{each['name']:14} {accuracy}, {size}; {each['epochs']} epochs in {each['seconds'] / 60:.1f} min")
+    minutes = searched + results[0]["seconds"] / 60
     good = results[0]["test"]["accuracy"] >= GOAL and minutes <= 60
     verdict = "as it should be" if good else "NOT as it should be"
     print(f"{verdict}: {GOAL:.0%} within an hour, search included ({minutes:.0f} min)")

@@ -489,12 +489,19 @@ class Found:
 
 
 def fresh(folder: Path, name: str) -> Path:
-    """A run folder that does not exist yet: `folder/name-1`, `-2`, ..."""
+    """Make a folder that did not exist: `folder/name-1`, `-2`, ...; searches that start at once each get their own."""
     stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
     number = 1
-    while (folder / f"{stem}-{number}").exists():
-        number += 1
-    return folder / f"{stem}-{number}"
+    while True:
+        path = folder / f"{stem}-{number}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError:
+            return path  # `Run.create` says what is wrong
+        else:
+            return path
 
 
 def versions() -> Mapping[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -117,8 +118,11 @@ def test_what_is_wrong_with_a_run_is_named(search: Search, tmp_path: Path) -> No
 
 def test_fresh_folders_never_collide(tmp_path: Path) -> None:
     assert fresh(tmp_path, "a:b").name == "a-b-1"
-    (tmp_path / "a-b-1").mkdir()
-    assert fresh(tmp_path, "a:b").name == "a-b-2"
+    with ThreadPoolExecutor(8) as threads:  # at once
+        names = [path.name for path in threads.map(lambda _: fresh(tmp_path, "a:b"), range(40))]
+    assert sorted(names) == sorted(f"a-b-{number}" for number in range(2, 42))
+    (tmp_path / "none").write_text("")
+    assert fresh(tmp_path / "none", "a") == tmp_path / "none" / "a-1"  # for `Run.create` to refuse
 
 
 def test_a_run_is_read_where_its_plug_ins_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

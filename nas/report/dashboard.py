@@ -127,19 +127,27 @@ def _quiet() -> Iterator[None]:
 def write_events(results: Results, folder: Path) -> Path:
     """Write what was reported while trials trained as event files: a sub-folder per trial, a scalar per metric.
 
-    Files of an earlier call are replaced. Raises RunError if nothing was reported, ConfigError without tensorboardX.
+    So are the curves of `nas train` in the run's folder, with a sub-folder each. Files of an earlier call are replaced.
+
+    Raises RunError if there are no curves, ConfigError without tensorboardX.
     """
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         raise ConfigError("event files need tensorboardX: pip install tensorboardX") from None
-    if not results.run.curves:
+    from nas.torch.job import read_curve
+    from nas.training import CURVE
+
+    curves = {f"{number:05d}": curve for number, curve in sorted(results.run.curves.items())}
+    for path in sorted(results.path.glob(f"train/*/{CURVE}")):
+        curves[path.parent.name] = [(row["epoch"], row) for row in read_curve(path)]
+    if not curves:
         raise RunError(f"run {results.path} has no training curves: {results.config.evaluator} reported none")
-    for number, curve in sorted(results.run.curves.items()):
-        target = folder / f"{number:05d}"
+    for name, curve in curves.items():
+        target = folder / name
         shutil.rmtree(target, ignore_errors=True)
         with SummaryWriter(str(target)) as writer:
             for epoch, metrics in curve:
-                for name, value in metrics.items():
-                    writer.add_scalar(name, value, int(epoch))
+                for metric, value in metrics.items():
+                    writer.add_scalar(metric, value, int(epoch))
     return folder

@@ -91,6 +91,11 @@ def _get(url: str, server: subprocess.Popen[bytes]) -> dict:  # type: ignore[typ
 
 
 def test_event_files_hold_the_curves(run: Path) -> None:
+    training = run / "train" / "some-seed0"
+    training.mkdir(parents=True)
+    (training / "curve.csv").write_text(
+        "epoch,lr,train_loss,loss,accuracy,seconds\n1,0.1,2.0,1.5,0.5,9\n2,0,1,1,0.75,18\n"
+    )
     done = nas("dashboard", str(run), "--tensorboard")
     assert done.returncode == 0, done.stderr
     assert nas("dashboard", str(run), "--tensorboard").returncode == 0  # again: nothing is doubled
@@ -101,6 +106,8 @@ def test_event_files_hold_the_curves(run: Path) -> None:
         assert sorted(found["accuracy"]) == [int(epoch) for epoch, _ in curve]
         for epoch, metrics in curve:
             assert found["accuracy"][int(epoch)] == pytest.approx(metrics["accuracy"])
+    (file,) = (run / "tensorboard" / "some-seed0").iterdir()
+    assert _scalars(file)["accuracy"] == {1: 0.5, 2: 0.75}
 
 
 def _scalars(file: Path) -> dict[str, dict[int, float]]:
