@@ -23,13 +23,17 @@ QUICK = ["--trials=2", "--set=data.limit=200", "--set=evaluator.batch=16"]
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder: photos of two kinds, and the README's examples as a module."""
-    rng = np.random.default_rng(0)
+    """A user's folder: photos of two kinds, an archive of grey images, and the README's examples as a module."""
+    rng, fashion = np.random.default_rng(0), {}
     for kind, level in (("cats", 60), ("dogs", 190)):
         (tmp_path / "photos" / kind).mkdir(parents=True)
         for i in range(30):
             pixels = rng.integers(level - 50, level + 50, (12, 12, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / kind / f"{i}.png")
+    for name, count in (("train", 60), ("test", 20)):
+        fashion[f"x_{name}"] = rng.integers(256, size=(count, 28, 28), dtype=np.uint8)
+        fashion[f"y_{name}"] = np.arange(count) % 3
+    np.savez(tmp_path / "fashion_mnist.npz", **fashion)
     (tmp_path / "my_module.py").write_text(f"{EXAMPLES[0]}\n\n{EXAMPLES[1]}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -44,6 +48,9 @@ def test_the_commands_work_in_their_order(project: Path) -> None:
         "report",
         "search",
         "resume",
+        "train",
+        "train",
+        "search",
         "train",
         "train",
         "search",
