@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import pytest
 
@@ -18,9 +19,10 @@ class Named(StrategyConformance):
 
     __test__ = False
     name = ""
+    options: ClassVar[Mapping[str, Any]] = {}
 
     def make(self, space: Space, objectives: Sequence[Objective], limits: Sequence[Limit]) -> Strategy:
-        return make_strategy(self.name, space, objectives, limits, options={})
+        return make_strategy(self.name, space, objectives, limits, options=self.options)
 
 
 class TestRandom(Named):
@@ -56,6 +58,8 @@ class TestReinforcement(Named):
 class TestPredictor(Named):
     __test__ = True
     name = "predictor"
+    asks = 20
+    options: ClassVar[Mapping[str, Any]] = {"initial": 4, "candidates": 40}
 
 
 OWN_SPACE = {"scaling"}  # searches a space of its own: see test_scaling.py
