@@ -7,7 +7,7 @@
 
 `epoch` compares an epoch with a plain loop over a `DataLoader`, with the same network, augmentation and optimiser, in
 turns: wall-clock seconds, all cores, or a GPU with `--device cuda` (with and without CUDA graphs; not run on one yet).
-Both train a small MobileNetV2 written by hand, and a random network of the mobile space.
+Both train a small MobileNetV2 written by hand, and random networks of the mobile space.
 `speed` trains the same network in fresh processes: as torch is found, with the allocator of `prepare`,
 and with channels_last too, in the main thread and in another: one thread, CPU seconds. `recipes` changes one
 thing at a time in the default recipe. Figures of a GPU are not claimed anywhere: none was at hand.
@@ -24,7 +24,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from statistics import mean, median, stdev
 from typing import Any
@@ -47,8 +49,8 @@ IMAGES = 2048
 """In an epoch that is compared with a plain loop."""
 EPOCHS = 4
 """In a process of that comparison; the first warms up, of the others the fastest counts."""
-DRAW = 0
-"""Seed of the drawn network."""
+DRAWS = (0, 1, 2)
+"""Seeds of the drawn networks."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "ours, spinning": {}, "ours, compiled": {"compile": True}, "ours, no graph": {"graph": False},
 }  # fmt: skip
@@ -106,10 +108,10 @@ def network(channels: int, size: int, classes: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def drawn(data: Data) -> nn.Module:
-    """A network of the mobile space: 18 layers deep, 4.6 million multiply-adds, 118 thousand parameters."""
+def drawn(data: Data, seed: int) -> nn.Module:
+    """A random network of the mobile space."""
     space = mobile(data.input_shape, data.classes)
-    return space.architecture(space.sample(np.random.default_rng(DRAW))).module(seed=0)
+    return space.architecture(space.sample(np.random.default_rng(seed))).module(seed=0)
 
 
 def by_hand(data: Data) -> nn.Module:
@@ -119,7 +121,9 @@ def by_hand(data: Data) -> nn.Module:
     return module
 
 
-NETWORKS = {"by hand": by_hand, "drawn": drawn}
+NETWORKS: dict[str, Callable[[Data], nn.Module]] = {
+    "by hand": by_hand, **{f"drawn {seed}": partial(drawn, seed=seed) for seed in DRAWS},
+}  # fmt: skip
 
 
 def train(data: Data, recipe: Recipe, seed: int) -> tuple[float, float, int]:
@@ -255,13 +259,13 @@ def our_epochs(module: nn.Module, data: Data, recipe: Recipe, device: torch.devi
     return differences(marks)
 
 
-def epoch(device: str, rounds: int, threads: int) -> None:
+def epoch(device: str, rounds: int, threads: int, networks: Sequence[str]) -> None:
     """Print the seconds of an epoch, each way in fresh processes in turns, and how many times faster ours is."""
     ways = ["plain, no workers", "plain, 2 workers", "ours", *VARIANTS]
     if device == "cpu":
         ways.remove("ours, no graph")
     print(f"an epoch of {IMAGES} images of 3x32x32, {threads} threads: wall-clock (CPU of the process) seconds")
-    for name, batch in itertools.product(NETWORKS, (32, 128)):
+    for name, batch in itertools.product(networks, (32, 128)):
         found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way in ways:
@@ -315,6 +319,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--mode", default=MODES[0])
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="of epoch")
     parser.add_argument("--network", default="by hand")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of epoch; all cores by default")
@@ -323,7 +328,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 256])
     options = parser.parse_args()
     if options.what == "epoch":
-        epoch(options.device, options.rounds, options.threads or torch.get_num_threads())
+        epoch(options.device, options.rounds, options.threads or torch.get_num_threads(), options.networks)
     elif options.what == "one-epoch":
         one_epoch(
             options.mode, options.network, options.batch[0], options.device, options.threads or torch.get_num_threads()

@@ -33,8 +33,8 @@ RESOLUTIONS = 4
 """For how many sizes the images are kept on the device."""
 
 UNUSED = frozenset({
-    "shrink", "ema", "flip", "jitter", "randaugment", "magnitude", "mixup", "cutmix", "dropout", "drop_path", "compile",
-    "graph",
+    "shrink", "ema", "flip", "resized_crop", "jitter", "hue", "randaugment", "magnitude", "mixup", "cutmix", "dropout",
+    "drop_path", "compile", "graph",
 })  # fmt: skip
 """Fields of `nas.torch.recipe.Recipe` that this training does without."""
 

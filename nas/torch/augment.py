@@ -1,4 +1,4 @@
-"""Augmentation of batches on the device: colour jitter, RandAugment, mixup and cutmix.
+"""Augmentation of batches on the device: resized crops, colour jitter, RandAugment, mixup and cutmix.
 
 Each batch's randomness comes from a generator of its own on the CPU, so that nothing here waits for a GPU, and what a
 batch becomes depends on nothing before it.
@@ -16,6 +16,9 @@ from torch.nn import functional
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey image (ITU-R BT.601)."""
+
+STRETCH = 4 / 3
+"""A resized crop is at most that many times wider than high, or higher than wide, if the image is not more so."""
 
 LARGEST = 10.0
 """Magnitude at which an operation is at its strongest."""
@@ -109,14 +112,35 @@ def equalize(x: Tensor, _: Tensor) -> Tensor:
 # -- geometry: per image an affine map of positions, (N, 2, 3), in units of half the image -----------------------------
 
 
-def _affine(x: Tensor, rows: tuple[tuple[Tensor | float, ...], tuple[Tensor | float, ...]]) -> Tensor:
-    """Bilinear, black outside."""
+def _affine(
+    x: Tensor, rows: tuple[tuple[Tensor | float, ...], tuple[Tensor | float, ...]], *, beyond: str = "zeros"
+) -> Tensor:
+    """Bilinear; `beyond` the image is black ("zeros") or as at its "border"."""
     count = len(x)
     theta = torch.stack([
         torch.stack([torch.as_tensor(v, dtype=x.dtype, device=x.device).expand(count) for v in row], 1) for row in rows
     ], 1)  # fmt: skip
     grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
-    return functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return functional.grid_sample(x, grid, mode="bilinear", padding_mode=beyond, align_corners=False)
+
+
+def resized_crop(x: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+    """A random part of each image, stretched to the whole (Szegedy et al. 2015), bilinear.
+
+    Arguments:
+        x: (N, C, H, W).
+        smallest: share of the area that the part has at least (0..1); the share is uniform from there to 1, and the
+            logarithm of its width over its height within `STRETCH`, or as near to what was drawn as fits.
+        generator: on the CPU.
+    """
+    height, width = x.shape[2:]
+    share, shape, across, down = torch.rand(4, len(x), generator=generator).unbind()
+    area = (smallest + (1 - smallest) * share) * height * width
+    ratio = torch.clamp(STRETCH ** (2 * shape - 1), area / height**2, width**2 / area)
+    wide, high = (area * ratio).sqrt() / width, (area / ratio).sqrt() / height
+    left, top = (1 - wide) * (2 * across - 1), (1 - high) * (2 * down - 1)  # of the centre, in half images
+    wide, high, left, top = (v.to(x.device) for v in (wide, high, left, top))
+    return _affine(x, ((wide, 0.0, left), (0.0, high, top)), beyond="border")
 
 
 def _rotate(x: Tensor, angle: Tensor) -> Tensor:

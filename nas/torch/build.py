@@ -192,7 +192,7 @@ RULES: Mapping[type[ops.Op], Callable[..., nn.Module]] = {
     ops.Activation: lambda op, x: ACTIVATIONS[op.kind](),
     ops.PReLU: lambda op, x: nn.PReLU(x[0]),
     ops.Pool: _pool,
-    ops.AdaptivePool: lambda op, x: nn.AdaptiveAvgPool2d(op.size),
+    ops.AdaptivePool: lambda op, x: modules.GlobalAvgPool() if op.size == (1, 1) else nn.AdaptiveAvgPool2d(op.size),
     ops.Add: lambda op, *x: modules.Add(),
     ops.Mean: lambda op, *x: modules.Mean(),
     ops.Mul: lambda op, *x: modules.Mul(),

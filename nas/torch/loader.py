@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nas.errors import ConfigError
-from nas.torch.augment import color_jitter, mix, rand_augment
+from nas.torch.augment import color_jitter, mix, rand_augment, resized_crop
 
 if TYPE_CHECKING:
     from nas.torch.data import Split
@@ -37,6 +37,7 @@ class Augment:
 
     crop: int
     flip: bool
+    resized_crop: float = 1.0
     jitter: float = 0.0
     hue: float = 0.0
     randaugment: int = 0
@@ -55,7 +56,8 @@ class Augment:
         """What a recipe asks for, on images of a shape."""
         moved = cls.default(input_shape) if recipe.augment else cls(0, flip=False)
         return replace(
-            moved, flip=moved.flip or recipe.flip, jitter=recipe.jitter, hue=recipe.hue,
+            moved, crop=moved.crop if recipe.resized_crop == 1 else 0, flip=moved.flip or recipe.flip,
+            resized_crop=recipe.resized_crop, jitter=recipe.jitter, hue=recipe.hue,
             randaugment=recipe.randaugment, magnitude=recipe.magnitude, mixup=recipe.mixup, cutmix=recipe.cutmix,
         )  # fmt: skip
 
@@ -148,15 +150,20 @@ class Batches:
         for start in range(0, len(self) * self.batch, self.batch):
             part = slice(start + rank * share, start + (rank + 1) * share)
             images = resize(self.images.index_select(0, order[part]), self.resolution)
-            x = self._normalise(self._recolour(_crop(images, self._pad, top[part], left[part], flip[part]), draws))
+            x = self._normalise(self._distort(_crop(images, self._pad, top[part], left[part], flip[part]), draws))
             yield self._mixed(x, self.labels[order[part]], draws)
 
-    def _recolour(self, images: Tensor, draws: torch.Generator) -> Tensor:
+    def _distort(self, images: Tensor, draws: torch.Generator) -> Tensor:
         """What is done to pixels in 0..1; bytes in, 0..255 out."""
         augment = self.augment
-        if augment is None or not (augment.randaugment or augment.jitter or augment.hue):
+        if augment is None:
+            return images
+        is_cropped = augment.resized_crop < 1
+        if not (is_cropped or augment.randaugment or augment.jitter or augment.hue):
             return images
         x = images.float().div_(255)
+        if is_cropped:
+            x = resized_crop(x, augment.resized_crop, draws)
         if augment.randaugment:
             x = rand_augment(x, augment.randaugment, augment.magnitude, draws)
         if augment.jitter or augment.hue:

@@ -7,6 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (as everywhere)
 
 
+@torch.fx.wrap  # fx cannot look at a device
+def _trained_mean(x: Tensor) -> Tensor:
+    """Mean over positions, with a gradient laid out as x.
+
+    That of `mean` is (N, C, H, W) whatever x was, and the layers before it then pay for mixed layouts.
+    """
+    # On a GPU a window of the whole map occupies few cores.
+    return F.avg_pool2d(x, x.shape[2:]) if x.device.type == "cpu" else x.mean((2, 3), keepdim=True)
+
+
 class Add(nn.Module):
     """Sum of the inputs."""
 
@@ -77,6 +87,16 @@ class Zero(nn.Module):
 
     def extra_repr(self) -> str:
         return str(self.stride)
+
+
+class GlobalAvgPool(nn.AdaptiveAvgPool2d):
+    """The mean over all positions, (N, C, H, W) to (N, C, 1, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _trained_mean(x) if self.training else super().forward(x)
 
 
 class DropPath(nn.Module):

@@ -34,6 +34,7 @@ _RULES: Mapping[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]]
     "milestones": ((tuple, list), lambda v: all(type(x) in _NUMBER and 0 < x < 1 for x in v), "shares between 0 and 1"),
     "ema": ((*_NUMBER, type(None)), lambda v: v is None or 0 < v < 1, "a decay per step between 0 and 1, or none"),
     "flip": (bool, lambda v: True, "true or false"),
+    "resized_crop": (_NUMBER, lambda v: 0 < v <= 1, "a share of the area above 0, up to 1"),
     "jitter": (_NUMBER, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     "hue": (_NUMBER, lambda v: 0 <= v <= 0.5, "a share of the colour wheel, 0 to 0.5"),
     "randaugment": (int, lambda v: 0 <= v <= 10, "a whole number of operations, 0 to 10"),
@@ -82,6 +83,8 @@ class Recipe:
         milestones: of the steps, as shares of the epochs after the warm-up.
         ema: decay per step of an exponential moving average of the weights, which is then what is measured and kept.
         flip: mirror grey images too, which `augment` alone does not.
+        resized_crop: instead of shifts a random part of each image, of at least this share of its area, stretched to
+            the whole (Szegedy et al. 2015, who took 0.08: for photographs); 1 for none.
         jitter: brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter.
         hue: colours are turned by up to this share of the wheel, in either direction.
         randaugment: random operations per image (Cubuk et al. 2020); 0 for none.
@@ -115,6 +118,7 @@ class Recipe:
     milestones: tuple[float, ...] = (0.5, 0.75)
     ema: float | None = None
     flip: bool = False
+    resized_crop: float = 1.0
     jitter: float = 0.0
     hue: float = 0.0
     randaugment: int = 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from nas.session import load as results_of
 from nas.session import resume, start
 from nas.store import Run
 from nas.torch.data import Split
+from nas.torch.loader import Augment
 from nas.torch.supernet.saved import PLACE, Saved
 
 EPOCHS = 8
@@ -127,6 +130,10 @@ def test_what_is_not_of_the_space_fails_with_the_reason(trained: Supernet, tmp_p
     other = Architecture(Chain(stem=Conv(999), head=Head(10)), (1, 8, 8), 10)
     with pytest.raises(GraphError, match=r"the supernet has no weights.*is it of another space"):
         score(trained, other, tmp_path)
+
+
+def test_it_offers_no_augmentation_that_it_leaves_out() -> None:
+    assert not {field.name for field in fields(Augment)} & set(inspect.signature(Supernet).parameters)
 
 
 def test_what_was_forgotten_is_named(task: Task, tmp_path: Path) -> None:

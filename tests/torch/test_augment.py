@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from nas.torch import augment
-from nas.torch.augment import OPERATIONS, color_jitter, mix, rand_augment
+from nas.torch.augment import OPERATIONS, STRETCH, color_jitter, mix, rand_augment, resized_crop
 from nas.torch.data import Split
 from nas.torch.loader import Augment, Batches
 from nas.torch.recipe import Recipe
@@ -86,6 +86,42 @@ def test_rand_augment_is_seeded_bounded_and_of_every_kind() -> None:
     assert float(first.max()) <= 1
     same = (first - x).flatten(1).abs().amax(1) < 1e-6
     assert 1 / 28 < float(same.float().mean()) < 1 / 7  # the identity is one of fourteen
+
+
+def test_a_resized_crop_is_a_part_of_its_size_stretched() -> None:
+    height, width = 24, 40
+    down, across = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    x = torch.stack([across, down]).expand(400, 2, height, width)  # each pixel says where it is
+    done = resized_crop(x, 0.25, torch.Generator().manual_seed(0))
+    assert torch.equal(done, resized_crop(x, 0.25, torch.Generator().manual_seed(0)))
+    step = done[:, 0, 0, 20] - done[:, 0, 0, 19]  # pixels of the image per pixel of the result
+    rise = done[:, 1, 12, 0] - done[:, 1, 11, 0]
+    straight = done[:, 0, :, 1:-1].diff(dim=2)[:, :, 8:-8]
+    assert torch.allclose(straight, step.view(-1, 1, 1).expand_as(straight), atol=1e-3)
+    area, ratio = step * rise, step * width / (rise * height)
+    assert float(area.min()) == pytest.approx(0.25, abs=0.02)
+    assert float(area.max()) == pytest.approx(1, abs=0.02)
+    assert float(area.mean()) == pytest.approx(0.625, abs=0.03)
+    fits = (step < 0.999) & (rise < 0.999)
+    assert 0.2 < float(fits.float().mean()) < 0.9
+    assert float(ratio[fits].max()) <= STRETCH + 1e-2
+    assert float(ratio[fits].min()) >= 1 / STRETCH - 1e-2
+    assert float(ratio.max()) <= width / height + 1e-2  # a higher part of that area there is none
+    centre = done[:, :, 11:13, 19:21].mean((2, 3))
+    room = torch.stack([(1 - step) * width / 2, (1 - rise) * height / 2], 1)
+    place = ((centre - torch.tensor([width / 2, height / 2])) / room.clamp_min(1e-3))[fits]
+    assert float(place.abs().max()) <= 1.01
+    assert float(place.abs().mean()) == pytest.approx(0.5, abs=0.05)  # uniform within what fits
+
+
+def test_a_resized_crop_of_the_recipe_replaces_the_shifts() -> None:
+    assert Augment.of(Recipe(augment=True, resized_crop=0.5), (3, 16, 16)) == Augment(0, True, resized_crop=0.5)
+    split = Split(pictures(8), torch.arange(8))
+    common = {"mean": [0.0] * 3, "std": [1 / 255] * 3, "batch": 8, "seed": 3}
+    ((plain, order),) = Batches(split, **common, augment=Augment(0, False)).epoch(0)  # type: ignore[arg-type]
+    ((x, y),) = Batches(split, **common, augment=Augment(0, False, resized_crop=0.3)).epoch(0)  # type: ignore[arg-type]
+    assert torch.equal(y, order)
+    assert (x - plain).flatten(1).abs().amax(1).min() > 10
 
 
 def test_jitter_of_nothing_changes_nothing() -> None:

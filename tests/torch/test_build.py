@@ -255,6 +255,17 @@ def test_channels_last_is_kept(network: Graph) -> None:
     assert set(lost) <= {"Slice"}  # a view of some channels is contiguous in no layout
 
 
+def test_gradients_keep_channels_last_behind_a_global_pool() -> None:
+    g = GraphBuilder((4, 8, 8))
+    pool = build(g.graph(g.global_pool("pool", 0)))
+    x = torch.rand(2, 4, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
+    for mode in (True, False):
+        (gradient,) = torch.autograd.grad(pool.train(mode)(x).sum(), x)
+        assert torch.allclose(gradient, torch.full_like(x, 1 / 64))
+        assert torch.allclose(pool(x), x.mean((2, 3), keepdim=True), atol=1e-6)
+        assert gradient.is_contiguous(memory_format=torch.channels_last) == mode
+
+
 def test_intermediate_values_are_freed() -> None:
     g = GraphBuilder((4, 8, 8))
     x = 0

@@ -73,6 +73,7 @@ def test_steps_to_a_tenth_at_each_milestone() -> None:
         ("milestones", (0.5, 1)),
         ("milestones", 0.5),
         ("ema", 1.0),
+        ("resized_crop", 0.0),
         ("jitter", 1.1),
         ("randaugment", 2.0),
         ("magnitude", 11),
