@@ -424,7 +424,7 @@ class Results:
 
     def select(self, which: str) -> Found:
         """`best`, `best:METRIC` or a trial's number. Raises RunError."""
-        if which.isdigit():
+        if which.isdecimal():
             return self.trial(int(which))
         name, _, metric = which.partition(":")
         if name != "best":
@@ -488,12 +488,16 @@ class Found:
         return module
 
 
+def stem(name: str) -> str:
+    """A name as part of a file's: without separators and the like."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+
+
 def fresh(folder: Path, name: str) -> Path:
     """Make a folder that did not exist: `folder/name-1`, `-2`, ...; searches that start at once each get their own."""
-    stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
     number = 1
     while True:
-        path = folder / f"{stem}-{number}"
+        path = folder / f"{stem(name)}-{number}"
         try:
             path.mkdir(parents=True)
         except FileExistsError:
@@ -515,4 +519,4 @@ def versions() -> Mapping[str, str]:
     return found
 
 
-__all__ = ["Found", "NasError", "Results", "fresh", "load", "resume", "start", "versions"]
+__all__ = ["Found", "NasError", "Results", "fresh", "load", "resume", "start", "stem", "versions"]

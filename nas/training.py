@@ -20,7 +20,7 @@ from nas.architecture import Architecture
 from nas.config import parse_value
 from nas.errors import ConfigError, RunError, SpaceError
 from nas.plugins import check_options, reference, reference_names
-from nas.session import RUNS, load, threads_for
+from nas.session import RUNS, load, stem, threads_for
 from nas.store import write_atomically
 from nas.torch.recipe import FULL, Recipe
 
@@ -133,8 +133,8 @@ def is_training(folder: Path) -> bool:
 def finished(folder: Path) -> tuple[Architecture, Path]:
     """Architecture and weights of a training that is done. Raises RunError."""
     job = Job.read(folder)
-    if not (folder / WEIGHTS).exists():
-        raise RunError(f"{folder} has no weights yet: let its training end first")
+    if not all((folder / name).exists() for name in (WEIGHTS, RESULT)):
+        raise RunError(f"{folder} is not done yet: let its training end first")
     return Architecture.from_json(job.architecture), folder / WEIGHTS
 
 
@@ -185,14 +185,17 @@ def source(
     data = data or "digits"
     check_options(load_data, options, "data", "data", skip=1)
     images = load_data(data, **options)
-    if Path(data).exists():
+    if data != "digits" and Path(data).exists():
         data = str(Path(data).resolve())
-    fitted = {}
+    fitted: dict[str, tuple[Architecture, Mapping[str, float]]] = {}
     for architecture, metrics in found:
         shape = images.input_shape if not metrics else (images.input_shape[0], *architecture.input_shape[1:])
         if (architecture.input_shape, architecture.classes) != (shape, images.classes):
             architecture = architecture.fitted(shape, images.classes)
-        fitted[architecture.name] = architecture, metrics
+        name = stem(architecture.name)
+        if name in fitted and fitted[name][0].key() != architecture.key():
+            raise ConfigError(f"--arch {which}: two architectures are called {name!r}; rename one in its JSON file")
+        fitted.setdefault(name, (architecture, metrics))
     return Source(list(fitted.values()), replace(images, source=data), options, out or folder)
 
 
@@ -208,7 +211,7 @@ def _of_run(results: Any, which: str) -> Iterator[tuple[Architecture, Mapping[st
             front = [front[round(i * last / max(1, few - 1))] for i in range(few)]
         for trial in front:
             yield results.trial(trial.number).architecture, trial.metrics
-    elif name == "best" or which.isdigit():
+    elif name == "best" or which.isdecimal():
         found = results.select(which)
         yield found.architecture, found.trial.metrics
     elif which in reference_names() or which.endswith(".json"):
@@ -255,7 +258,7 @@ def jobs_of(source: Source, recipe: Recipe, seeds: Sequence[int], **options: Any
             source.data.source,
             recipe,
             seed,
-            str(source.folder / f"{architecture.name}-seed{seed}"),
+            str(source.folder / f"{stem(architecture.name)}-seed{seed}"),
             data_options=source.data_options,
             searched=searched,
             **options,
@@ -287,6 +290,12 @@ def run(job: Job, on_epoch: OnEpoch, on_look: OnLook) -> dict[str, Any]:
         raise ConfigError(
             f"workers: {job.workers} cannot share batches of {job.recipe.batch} alike; set train.batch to a multiple"
         )
+    if job.workers > 1 and job.recipe.batch < 2 * job.workers:
+        raise ConfigError(
+            f"workers: {job.workers} have less than two images each of a batch of {job.recipe.batch}; expected fewer"
+        )
+    if job.workers > 1 and ":" in job.device:
+        raise ConfigError(f"device: {job.workers} workers need a GPU each, got {job.device!r} for all; name no number")
     job.prepare()
     if job.address is not None:
         from nas.torch.cluster import on_ray
@@ -300,11 +309,22 @@ def run(job: Job, on_epoch: OnEpoch, on_look: OnLook) -> dict[str, Any]:
         return perform(job, rank=0, meeting=meeting, on_epoch=on_epoch, on_look=on_look)
 
 
+_NUMBERS = (
+    ("validation", "accuracy"), ("test", "accuracy"), *[(name, "") for name in (
+        "seed", "epochs", "test_images", "params", "flops", "latency_ms", "seconds",
+    )],
+)  # fmt: skip
+
+
 def read_result(folder: Path) -> dict[str, Any]:
     """What came of a training. Raises RunError."""
     try:
         found: dict[str, Any] = json.loads((folder / RESULT).read_text())
-        found["validation"]["accuracy"], found["test"]["accuracy"], found["name"], found["seed"]
+        for part, number in _NUMBERS:
+            float(found[part][number] if number else found[part])
+        for name, kind in (("name", str), ("latency_of", str), ("searched", dict)):
+            if not isinstance(found[name], kind):
+                raise TypeError(f"{name} is {found[name]!r}")
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder / RESULT} cannot be read: {error}; delete it to have it written again") from None

@@ -19,11 +19,11 @@ from nas.blocks import Chain, Conv, Head, Residual
 from nas.errors import ConfigError, RunError
 from nas.export import read_network
 from nas.export.weights import read
-from nas.report.training import kendall, summary
+from nas.report.training import Watch, kendall, summary
 from nas.torch.data import load
 from nas.torch.job import read_curve
 from nas.torch.loader import Batches
-from nas.training import Job, recipe_of, source
+from nas.training import Job, jobs_of, recipe_of, source
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--set=data.limit=200", "--set=train.batch=32", "--epochs=2", "--threads=1")
@@ -106,7 +106,8 @@ def test_what_is_in_the_folder(file: Path, tmp_path: Path) -> None:
     written = read_network(folder / "export" / "small.safetensors").state_dict()
     assert all(torch.equal(written[name], value) for name, value in tensors.items())
     (folder / "weights.safetensors").unlink()
-    assert "has no weights yet: let its training end first" in nas("export", str(folder)).stderr
+    assert "is not done yet: let its training end first" in nas("export", str(folder)).stderr
+    assert "is one training" in nas("export", str(folder), "--arch=3").stderr
     assert "small" in nas("show", str(folder)).stdout
 
 
@@ -175,7 +176,10 @@ def test_a_finished_training_is_read_and_another_one_refused(file: Path, tmp_pat
     other = nas("train", str(file), f"--out={tmp_path}", *QUICK, "--set=train.lr=0.1")
     assert other.returncode == 2
     assert "train.lr was 0.2 and is 0.1" in other.stderr
-    (tmp_path / "small-seed0" / "result.json").write_text("{}")
+    place = tmp_path / "small-seed0" / "result.json"
+    found = json.loads(place.read_text())
+    del found["latency_ms"]
+    place.write_text(json.dumps(found))
     broken = nas("train", str(file), f"--out={tmp_path}", *QUICK)
     assert (broken.returncode, broken.stderr.count("\n")) == (2, 1)
     assert "delete it to have it written again" in broken.stderr
@@ -194,6 +198,12 @@ def test_a_finished_training_is_read_and_another_one_refused(file: Path, tmp_pat
         (["resnet20_cifar", "--set=train.mixup=-1"], "mixup: expected a number of at least 0"),
         (["resnet20_cifar", "--seeds=0"], "seeds: expected a whole number of at least 1"),
         (["resnet20_cifar", "--workers=3", "--set=train.batch=32"], "3 cannot share batches of 32 alike"),
+        (["resnet20_cifar", "--workers=16", "--set=train.batch=16"], "less than two images each"),
+        (["resnet20_cifar", "--workers=2", "--device=cuda:1"], "workers need a GPU each"),
+        (["resnet20_cifar", f"--seed={2**64}"], "seed: expected a whole number"),
+        (["resnet20_cifar", "--set=data.limit=many"], "limit: expected a whole number"),
+        (["resnet20_cifar", "--old-rate=0.1"], "--old-rate is of layers that came with --init"),
+        (["resnet20_cifar", "--temperature=2"], "are of a teacher"),
         (["resnet20_cifar", "--freeze=all"], "leaves layers at random weights"),
         (["resnet20_cifar", "--init=no.safetensors"], "there is no weights file"),
         (["resnet20_cifar", "--teacher=nobody"], "teacher: expected a run folder"),
@@ -207,6 +217,58 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: 
     assert done.stderr.count("\n") == 1
 
 
+def test_one_that_diverges_does_not_stop_the_others(file: Path, tmp_path: Path) -> None:
+    wild = ("--set=train.clip=none", "--set=train.lr=1e20", "--set=train.warmup=0")
+    done = nas("train", str(file), f"--out={tmp_path}", *QUICK, *wild, "--seeds=2")
+    assert done.returncode == 2
+    for seed in (0, 1):
+        assert f"{tmp_path / f'small-seed{seed}'}: the training loss became" in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+
+
+def test_names_and_folders(file: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)  # where a folder has the name of the images that are built in
+    assert source(str(file), "best").data.source == "digits"
+    written = json.loads(file.read_text())
+    (tmp_path / "up.json").write_text(json.dumps({**written, "name": "../up"}))
+    (job,) = jobs_of(source("up.json", "best", out=tmp_path / "out"), recipe_of(1, [])[0], [0])
+    assert job.path == tmp_path / "out" / "..-up-seed0"
+    ((first, _),) = source(str(run), "0").found
+    (tmp_path / "twin.json").write_text(json.dumps({**written, "name": first.name}))
+    (tmp_path / "same.json").write_text(json.dumps(first.to_json()))
+    with pytest.raises(ConfigError, match="two architectures are called"):
+        source(str(run), "0,twin.json")
+    ((kept, metrics),) = source(str(run), "0,same.json").found
+    assert kept.key() == first.key()
+    assert metrics["accuracy"] > 0
+
+
+def test_the_time_left_counts_no_training_that_was_done_before(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    jobs = jobs_of(source(str(file), "best"), recipe_of(30, [])[0], [0, 1])
+    watch = Watch(jobs)
+    watch.begin(jobs[0])
+    watch.end()
+    watch.begin(jobs[1])
+    now = 60.0
+    watch.on_epoch(1, {"accuracy": 0.5, "train_loss": 1.0})
+    assert watch._words(1, 1.0).endswith("29:00 left")
+
+
+def test_a_training_from_the_start_forgets_an_old_curve(file: Path, tmp_path: Path) -> None:
+    assert nas("train", str(file), f"--out={tmp_path}", *QUICK).returncode == 0
+    folder = tmp_path / "small-seed0"
+    lines = (folder / "curve.csv").read_text().splitlines()
+    old = [lines[0], *[",".join([*line.split(",")[:-1], "5000"]) for line in lines[1:]]]
+    (folder / "curve.csv").write_text("\n".join(old) + "\n")
+    for name in ("checkpoint.pt", "result.json"):
+        (folder / name).unlink()
+    assert nas("train", str(file), f"--out={tmp_path}", *QUICK).returncode == 0
+    assert json.loads((folder / "result.json").read_text())["seconds"] < 5000
+
+
 def test_which_of_a_run(run: Path) -> None:
     front = json.loads((run / "front.json").read_text())["front"]
     names = [a.name for a, _ in source(str(run), "front").found]
@@ -217,6 +279,8 @@ def test_which_of_a_run(run: Path) -> None:
     assert number[0].name.endswith("-2")
     with pytest.raises(ConfigError, match="expected best"):
         source(str(run), "worst")
+    with pytest.raises(ConfigError, match="expected best"):
+        source(str(run), "²")
     with pytest.raises(ConfigError, match="whole number K"):
         source(str(run), "front:none")
     assert source(str(run), "best").data_options == {"limit": 200}

@@ -69,7 +69,7 @@ def wrote(path: Path, json: bool) -> None:
 def at_least(name: str, value: int, least: int) -> None:
     from nas.errors import ConfigError
 
-    if value < least:
+    if not least <= value < 2**63:
         raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value}")
 
 

@@ -72,6 +72,7 @@ def diagnose(
     from nas.torch.runtime import pick_device, prepare
     from nas.training import Job, is_training
 
+    at_least("seed", seed, 0)
     found = architecture_of(architecture, arch)
     if size is not None:
         found = found.scale(resolution=size)
@@ -144,6 +145,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Train what was found properly, and test it. The same command goes on where it was interrupted."""
+    from nas.errors import ConfigError, EvaluationError
     from nas.report import tables, training
     from nas.training import CURVE, jobs_of, recipe_of, run
     from nas.training import source as chosen
@@ -156,6 +158,10 @@ def train(
         ("threads", threads, 0),
     ):
         at_least(name, value, least)
+    if init is None and old_rate != 1:
+        raise ConfigError("--old-rate is of layers that came with --init: name a file of weights, or leave it out")
+    if teacher is None and (teacher_weight, temperature) != (0.5, 4.0):
+        raise ConfigError("--teacher-weight and --temperature are of a teacher: name one with --teacher")
     found = chosen(source, arch, data=data, data_options=options, out=out)
     jobs = jobs_of(
         found, recipe, range(seed, seed + seeds), init=absolute(init), freeze=freeze, old_rate=old_rate,
@@ -163,21 +169,28 @@ def train(
         threads=threads, workers=workers, address=address,
     )  # fmt: skip
     watch = training.Watch(jobs)
-    results = []
+    results, failures, done = [], [], []
     try:
         with watch.showing():
             for job in jobs:
                 watch.begin(job)
-                results.append(run(job, watch.on_epoch, watch.on_look))
+                try:
+                    results.append(run(job, watch.on_epoch, watch.on_look))
+                    done.append(job)
+                except EvaluationError as error:  # the others may end well
+                    failures.append(f"{job.path}: {error}")
                 watch.end()
     except KeyboardInterrupt:
         print("stopped; the same command goes on after the last epoch", file=sys.stderr)
         raise
-    for job in jobs:
+    for job in done:
         training.save_curve(job.path / CURVE, job.name, job.path / "curve.png")
-    tables.print_json(training.summary(results)) if json else training.print_results(results, found.data.describe())
-    for job in jobs:
+    if done:
+        tables.print_json(training.summary(results)) if json else training.print_results(results, found.data.describe())
+    for job in done:
         wrote(job.path, json)
+    if failures:
+        raise EvaluationError("; ".join(failures))
 
 
 @app.command()
@@ -196,12 +209,15 @@ def export(
     json: Json = False,
 ) -> None:
     """Write an architecture as files that need nothing of this package, and check that they compute the same."""
+    from nas.errors import ConfigError
     from nas.export import export_run, export_training
     from nas.report import tables
     from nas.training import is_training
 
     formats = [each.strip() for each in format_.split(",")]
     if is_training(Path(what)):
+        if arch != "best":
+            raise ConfigError(f"--arch {arch}: {what} is one training, which has one architecture; leave it out")
         exported = export_training(Path(what), out, name, formats, weights=weights)
     elif is_run(what):
         exported = export_run(Path(what), arch, out, name, formats, weights=weights)

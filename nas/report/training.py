@@ -33,7 +33,7 @@ class Watch:
         columns = (BarColumn(12), TextColumn("{task.description}"))
         self._bar = Bar(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("reading the images", total=self._total)
-        self._before, self._said = 0, ""
+        self._before, self._said, self._heard = 0, "", False
         self._since, self._from, self._last = time.monotonic(), 0.0, 0.0
 
     @contextmanager
@@ -44,19 +44,21 @@ class Watch:
 
     def begin(self, job: Job) -> None:
         """The next training."""
-        self._job, self._said, self._last = job, "", time.monotonic()
+        self._job, self._said, self._last, self._heard = job, "", time.monotonic(), False
         self._show(0.0, None)
 
     def end(self) -> None:
         """It is done."""
         self._before += self._job.recipe.epochs
+        if not self._heard:  # it had been done before
+            self._since, self._from = time.monotonic(), self._before
 
     def on_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """After an epoch."""
         now = time.monotonic()
         if now - self._last < REMEMBERED:  # not trained, but remembered from before an interruption
             self._since, self._from = now, self._before + epoch
-        self._last = now
+        self._last, self._heard = now, True
         self._said = f"val {metrics['accuracy']:.1%}"
         self._show(epoch, metrics["train_loss"])
         if not self._console.is_terminal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -23,11 +24,14 @@ class Checkpoint:
     Arguments:
         path: None keeps nothing. Its folder must exist.
         identity: what the training is, in plain values; a file of another one is refused.
+        defaults: of the identity, where the file is of a version that did not know it yet.
     """
 
-    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path | None, identity: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
-        self._identity = {"format": FORMAT, **identity}
+        self._identity, self._defaults = {"format": FORMAT, **identity}, defaults or {}
         self._epochs_saved, self._saved_at, self._cost = 0, time.monotonic(), 0.0
 
     def load(self, apply: Callable[[Mapping[str, Any]], None]) -> None:
@@ -43,8 +47,9 @@ class Checkpoint:
         except Exception as error:
             raise EvaluationError(f"{self.path}: not a checkpoint of a training; {ADVICE}") from error
         for name, value in self._identity.items():
-            if found.get(name) != value:
-                changed = f"{name} was {found.get(name)!r} and is {value!r}"
+            before = found.get(name, self._defaults.get(name))
+            if before != value:
+                changed = f"{name} was {before!r} and is {value!r}"
                 raise EvaluationError(f"{self.path}: belongs to another training: {changed}; {ADVICE}")
         try:
             apply(state)
@@ -63,14 +68,18 @@ class Checkpoint:
         if self.path is None or epochs == self._epochs_saved or not (now or is_due):
             return
         temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        content = io.BytesIO()  # torch itself says of a full disk what nobody understands
+        torch.save({"identity": self._identity, "epochs": epochs, "state": dict(state())}, content)
         try:
-            with temporary.open("wb") as file:
-                torch.save({"identity": self._identity, "epochs": epochs, "state": dict(state())}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(content.getbuffer())
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise RunError(f"{self.path}: {error.strerror or error}; free some space, then resume the run") from error
         self._epochs_saved, self._saved_at = epochs, time.monotonic()
         self._cost = self._saved_at - start

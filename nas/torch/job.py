@@ -86,7 +86,7 @@ def _perform(
         )  # fmt: skip
     shard = group.rank, group.world
     augment = Augment.of(recipe, data.input_shape)
-    curve = _Curve(job.path / CURVE, job, on_epoch)
+    curve = _Curve(job.path / CURVE, job, on_epoch, goes_on=(job.path / CHECKPOINT).exists())
     metrics = fit(
         synchronised(module, device) if group.world > 1 else module,
         batches(data.train, batch=recipe.batch, augment=augment, seed=job.seed, shard=shard),
@@ -122,10 +122,10 @@ class _Curve:
         seconds: of training so far, those before an interruption included.
     """
 
-    def __init__(self, path: Path, job: Job, on_epoch: OnEpoch | None) -> None:
+    def __init__(self, path: Path, job: Job, on_epoch: OnEpoch | None, *, goes_on: bool) -> None:
         self._path, self._job, self._on_epoch = path, job, on_epoch
         self._rows: list[dict[str, float]] = []
-        self._known = {row["epoch"]: row["seconds"] for row in read_curve(path)}
+        self._known = {row["epoch"]: row["seconds"] for row in read_curve(path)} if goes_on else {}
         self._since, self.seconds = time.monotonic(), 0.0
 
     def add(self, epoch: float, metrics: Mapping[str, float]) -> None:

@@ -5,7 +5,7 @@ On a GPU this has not been run yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 PATIENCE = timedelta(minutes=10)
 """For which a process waits for the others before it gives up."""
@@ -58,8 +59,9 @@ def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return converted
     for layer in module.modules():  # PyTorch's own know GPUs alone
-        if type(layer) is nn.BatchNorm2d:
-            layer.__class__ = _Synchronised
+        kind = _SYNCHRONISED.get(type(layer))
+        if kind is not None:
+            layer.__class__ = kind
     return module
 
 
@@ -77,29 +79,46 @@ class _Sum(torch.autograd.Function):
         return _Sum.forward(ctx, gradients[0])
 
 
-class _Synchronised(nn.BatchNorm2d):
+class _Synchronised(_BatchNorm):
     """Batch norm whose mean and variance are those of all processes' images together."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        axes, view = (0, 2, 3), (1, -1, 1, 1)
+        axes, view = (0, *range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))
         world = distributed.get_world_size()
-        mean = _Sum.apply(x.mean(axes)) / world  # type: ignore[no-untyped-call]
-        centred = x - mean.view(view)
+        exact = x.float()  # statistics too, whatever the precision, as in PyTorch's own
+        mean = _Sum.apply(exact.mean(axes)) / world  # type: ignore[no-untyped-call]
+        centred = exact - mean.view(view)
         variance = _Sum.apply(centred.square().mean(axes)) / world  # type: ignore[no-untyped-call]
-        count = world * x.numel() // x.shape[1]
-        with torch.no_grad():
-            assert self.num_batches_tracked is not None
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            self.num_batches_tracked += 1
-            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.detach(), share)
-            self.running_var.lerp_(variance.detach() * count / max(1, count - 1), share)
+        self._remember(mean.detach(), variance.detach(), world * x.numel() // x.shape[1])
         normal = centred * (variance + self.eps).rsqrt().view(view)
-        result: Tensor = normal * self.weight.view(view) + self.bias.view(view)
+        if self.affine:
+            normal = normal * self.weight.view(view) + self.bias.view(view)
+        result: Tensor = normal.to(x.dtype)
         return result
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        if self.num_batches_tracked is None or self.running_mean is None or self.running_var is None:
+            return
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * count / max(1, count - 1), share)
+
+
+class _Synchronised1d(_Synchronised, nn.BatchNorm1d):
+    pass
+
+
+class _Synchronised2d(_Synchronised, nn.BatchNorm2d):
+    pass
+
+
+_SYNCHRONISED: Mapping[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: _Synchronised1d, nn.BatchNorm2d: _Synchronised2d,
+}  # fmt: skip
 
 
 @contextmanager

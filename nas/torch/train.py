@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -92,7 +92,8 @@ def fit(
         raise ConfigError(f"epochs: expected 1 to the recipe's {recipe.epochs}, got {last}")
     end = math.inf if deadline is None else time.monotonic() + deadline
     training = _Training(module, recipe, len(train), seed, torch.device(device), layers, teacher, group)
-    file = Checkpoint(checkpoint, {"seed": seed, "steps per epoch": len(train), **asdict(recipe)})
+    identity = {"seed": seed, "steps per epoch": len(train), **asdict(recipe)}
+    file = Checkpoint(checkpoint, identity, {field.name: field.default for field in fields(recipe)})
     file.load(training.restore)
     history = training.history
     if len(history) > last:
@@ -193,8 +194,16 @@ class _Training:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up where `state` was."""
         self.module.load_state_dict(state["module"])
+        # How its steps are computed is this device's business, not that of the one where the training began.
+        ways: list[dict[str, Any]] = [
+            {way: group[way] for way in ("fused", "capturable") if way in group}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for group, way in zip(self.optimizer.param_groups, ways, strict=True):
+            group.update(way)
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
             self.average.steps = int(state["averaged"])

@@ -71,15 +71,25 @@ def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path: Path, monkeypa
     checkpoint = Checkpoint(path, {})
     checkpoint.save(1, state, now=True)
 
-    def torn(content: Any, file: Any) -> None:
-        file.write(b"half")
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", torn)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RunError, match="No space left on device"):
         checkpoint.save(2, state, now=True)
     assert [file.name for file in tmp_path.iterdir()] == ["c"]
     assert torch.equal(read(path)["weights"], torch.arange(4.0))
+
+
+def test_what_an_earlier_version_did_not_know_is_the_default(tmp_path: Path) -> None:
+    Checkpoint(tmp_path / "c", {"seed": 1}).save(1, state, now=True)
+    for value, is_refused in ((0.0, False), (0.5, True)):
+        now = Checkpoint(tmp_path / "c", {"seed": 1, "hue": value}, {"hue": 0.0})
+        if is_refused:
+            with pytest.raises(EvaluationError, match=r"hue was 0\.0 and is 0\.5"):
+                now.load(lambda _: None)
+        else:
+            now.load(lambda _: None)
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:

@@ -738,9 +738,13 @@ def test_bad_input_is_one_clear_line(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "size: expected at least 1, got 0"),
-        ({"limit": 1}, "limit: expected at least 2, got 1"),
-        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"size": 0}, "size: expected a whole number of at least 1, got 0"),
+        ({"size": 8.5}, "size: expected a whole number of at least 1, got 8.5"),
+        ({"limit": 1}, "limit: expected a whole number of at least 2, got 1"),
+        ({"limit": "abc"}, "limit: expected a whole number of at least 2, got 'abc'"),
+        ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
+        ({"seed": None}, "seed: expected a whole number of at least 0, got None"),
+        ({"validation": "x"}, "validation: expected a share between 0 and 1, got 'x'"),
         ({"validation": 0.0}, "validation: expected a share between 0 and 1"),
         ({"validation": 1.0}, "validation: expected a share between 0 and 1"),
     ],

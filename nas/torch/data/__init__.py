@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,11 @@ def load(
     Raises DataError if the source cannot be read or learned from, ConfigError on a wrong option.
     """
     for name, value, least in (("size", size, 1), ("limit", limit, 2), ("seed", seed, 0)):
-        if value is not None and value < least:
-            raise ConfigError(f"{name}: expected at least {least}, got {value}")
-    if not 0 < validation < 1:
-        raise ConfigError(f"validation: expected a share between 0 and 1, got {validation}")
+        if (value is None and name != "seed") or (isinstance(value, Integral) and value is not True and value >= least):
+            continue
+        raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    if not isinstance(validation, int | float) or not 0 < validation < 1:
+        raise ConfigError(f"validation: expected a share between 0 and 1, got {validation!r}")
     try:
         raw = _read(source, size)
     except OSError as error:
