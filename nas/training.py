@@ -117,6 +117,8 @@ class Job:
                             f"{_short(new[name])}; give the same options, another --out, or delete it"
                         )
         self.path.mkdir(parents=True, exist_ok=True)
+        for torn in self.path.glob(f"{CHECKPOINT}.*"):  # of a process that was killed while it wrote
+            torn.unlink(missing_ok=True)
         write_atomically(self.path / CONFIG, json.dumps(self.to_json(), indent=1) + "\n")
 
 

@@ -265,8 +265,10 @@ def test_a_training_from_the_start_forgets_an_old_curve(file: Path, tmp_path: Pa
     (folder / "curve.csv").write_text("\n".join(old) + "\n")
     for name in ("checkpoint.pt", "result.json"):
         (folder / name).unlink()
+    (folder / "checkpoint.pt.123").write_bytes(b"torn")
     assert nas("train", str(file), f"--out={tmp_path}", *QUICK).returncode == 0
     assert json.loads((folder / "result.json").read_text())["seconds"] < 5000
+    assert [path.name for path in folder.glob("checkpoint*")] == ["checkpoint.pt"]
 
 
 def test_which_of_a_run(run: Path) -> None:

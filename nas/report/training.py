@@ -134,7 +134,8 @@ def print_results(results: Sequence[Mapping[str, Any]], about: str) -> None:
     print_table(["network", "searched", "validation", "test", "params", "FLOPs", "latency", "time"], rows)
     first = results[0]
     many = f"; mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
-    print(f"accuracy in the search and after {first['epochs']} epochs, test on {first['test_images']:,} images{many}")
+    epochs = f"{first['epochs']} epoch{'s' * (first['epochs'] != 1)}"
+    print(f"accuracy in the search and after {epochs}, test on {first['test_images']:,} images{many}")
     print(f"FLOPs: multiply-adds of convolutions and linear layers; latency: {first['latency_of']}")
     ranks = summary(results)["rank_correlation"]
     if ranks:
