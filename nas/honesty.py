@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nas.errors import RunError
+from nas.evaluator import Task
 from nas.plugins import make_evaluator
 from nas.scoring import Scorer
 from nas.store import write_atomically
@@ -146,8 +147,11 @@ def judged(
     folder.mkdir(exist_ok=True)
     space, seed = results.space, results.config.seed
     total = len(chosen)
+    # Proxies that read no images still have those of the run for their size.
+    is_blind = not evaluator.needs_data
+    task = Task(None, space.input_shape, space.classes) if is_blind else task_for(results.config, evaluator)
     scorer = Scorer(
-        evaluator, space, task_for(results.config, evaluator), folder, seed=seed, device=str(pick_device(device)),
+        evaluator, space, task, folder, seed=seed, device=str(pick_device(device)),
         report=lambda done, metrics, of: on_scored(done, of + total) if on_scored else None,
     )  # fmt: skip
     rows = []

@@ -253,3 +253,26 @@ def test_export_names_what_is_missing(run: Path) -> None:
     assert "no finished trial 9999" in nas("export", str(run), "--arch=9999").stderr
     assert "no objective 'loss'" in nas("export", str(run), "--arch=best:loss").stderr
     assert "expected best" in nas("export", str(run), "--arch=worst").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "RUN", "--out=RUN/run.json"], "ending in .html"),
+        (["export", "RUN", "--out=RUN", "--name=run", "--format=json"], "holds files of the run"),
+        (["export", "RUN", "--out=RUN/weights", "--format=state"], "holds files of the run"),
+        (["compare", "RUN", "--out=figure.json"], "ending in .png"),
+        (["diagnose", "resnet20_cifar", "--plot=page.html"], "ending in .png"),
+        (["diagnose", "resnet20_cifar", "--seed=-1"], "seed: expected a whole number of at least 0"),
+        (["profile-space", "mobile", "--plot=."], "ending in .png"),
+        (["dashboard", "RUN", "--port=70000"], "from 1 to 65535"),
+        (["proxies", "RUN", "--networks=-1"], "networks: expected a whole number of at least 1"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_anything_is_done(run: Path, arguments: list[str], message: str) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = nas(*(argument.replace("RUN", str(run)) for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr.replace("\n", " ")
+    assert done.stderr.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -73,6 +73,17 @@ def at_least(name: str, value: int, least: int) -> None:
         raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value}")
 
 
+def picture(option: str, path: Path | None) -> None:
+    """Refuse the name of a picture that cannot be drawn, before anything is done."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from nas.errors import ConfigError
+
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if path is not None and (path.suffix[1:].lower() not in known or path.is_dir()):
+        raise ConfigError(f"{option} {path}: expected the name of a picture, ending in .png, .svg or .pdf")
+
+
 def absolute(path: str | Path | None) -> str | None:
     """So that the same training is recognised from anywhere, and other processes find it."""
     return None if path is None else str(Path(path).resolve())

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.common import Json, Network, absolute, app, architecture_of, at_least, is_run, wrote
+from nas.cli.common import Json, Network, absolute, app, architecture_of, at_least, is_run, picture, wrote
 
 
 @app.command()
@@ -73,6 +73,7 @@ def diagnose(
     from nas.training import Job, is_training
 
     at_least("seed", seed, 0)
+    picture("--plot", plot)
     found = architecture_of(architecture, arch)
     if size is not None:
         found = found.scale(resolution=size)

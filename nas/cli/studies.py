@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.cli.common import Json, RunPath, app, wrote
+from nas.cli.common import Json, RunPath, app, at_least, picture, wrote
 
 
 @app.command()
@@ -34,9 +34,12 @@ def dashboard(
     ] = False,
 ) -> None:
     """Open a run in optuna-dashboard, whatever its strategy; or write its training curves for TensorBoard."""
+    from nas.errors import ConfigError
     from nas.report.dashboard import serve, write_events
     from nas.session import load
 
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"--port: expected a number from 1 to 65535, got {port}")
     results = load(run)
     if tensorboard:
         folder = write_events(results, run / "tensorboard")
@@ -59,6 +62,7 @@ def compare(
     from nas.bench.runs import Runs
     from nas.report import tables
 
+    picture("--out", out)
     found = Runs(runs, budgets or ())
     found.save(out)
     tables.print_json(found.to_json()) if json else found.print()
@@ -83,6 +87,7 @@ def proxies(
     from nas.session import load
 
     options = Config.load(None, {}, set_ or ()).option("proxy")
+    at_least("networks", networks, 1)
     with bar("scoring", networks) as shown:
         found = judged(load(run), proxies=proxies, options=options, device=device, networks=networks, on_scored=shown)
     tables.print_json(found.to_json()) if json else honesty.print_honesty(found)
@@ -146,6 +151,7 @@ def profile_space(
     from nas.report import tables
     from nas.report.progress import bar
 
+    picture("--plot", plot)
     sources = [space] if other is None else [space, other]
     if proxies is not None:
         evaluator = evaluator or "proxy"

@@ -40,6 +40,12 @@ def export(
     for wanted in formats:
         if wanted not in WRITERS:
             raise ExportError(f"--format: {wanted!r} is not one of {', '.join(WRITERS)}")
+    place = Path(folder).resolve()
+    own = place if (place / "run.json").exists() else place.parent if place.name in ("weights", "trials") else None
+    if own is not None and (own / "run.json").exists():  # one of its files may have that name
+        raise ExportError(
+            f"--out {folder}: holds files of the run {own.name}; choose another folder, such as its export"
+        )
     module = architecture.module(seed=0)
     if state is not None:
         fits(state, module, "the given state")

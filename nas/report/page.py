@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.config import Config
-from nas.errors import NasError, RunError
+from nas.errors import ConfigError, NasError, RunError
 from nas.report import plot
 from nas.report.decisions import Decisions, Shares, decisions
 from nas.report.diagram import svg
@@ -49,6 +49,8 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
             raise RunError(
                 f"run {results.path} has no finished trial yet; let it go on with `nas resume {results.path}`"
             )
+    if out is not None and (out.suffix != ".html" or out.is_dir()):
+        raise ConfigError(f"--out {out}: expected the name of a page, ending in .html")
     page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     page.parent.mkdir(parents=True, exist_ok=True)
     curves = volumes(runs) if len(runs) > 1 or found[0].front else []
