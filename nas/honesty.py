@@ -5,6 +5,7 @@ A proxy that ranks no better than FLOPs is not worth its milliseconds; most publ
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,8 +144,10 @@ def judged(
     if not composed(results.config)[0].needs_data:
         given.setdefault("noise", True)  # the run had no images
     evaluator = make_evaluator("proxy", {**given, "proxies": names}, "proxy")
-    folder = results.path / "proxies"
-    folder.mkdir(exist_ok=True)
+    # A folder for each set of them: the same command goes on with what it has scored, others do not mind it.
+    digest = hashlib.sha256(json.dumps([names, given], sort_keys=True, default=str).encode()).hexdigest()
+    folder = results.path / "proxies" / digest[:8]
+    folder.mkdir(parents=True, exist_ok=True)
     space, seed = results.space, results.config.seed
     total = len(chosen)
     # Proxies that read no images still have those of the run for their size.

@@ -104,6 +104,8 @@ def test_proxies_are_judged_afterwards(run: Path, capsys: pytest.CaptureFixture[
     assert {row.proxy for row in found.rows} == {"score", "nwot", "snip", *COUNTS}
     assert seen[-1] == (14, 14)
     assert json.loads((run / "proxies.json").read_text()) == found.to_json()
+    others = judged(load(run), proxies="synflow", options=options, networks=10, device="cpu")  # of no images at all
+    assert {row.proxy for row in others.rows} == {"score", "synflow", *COUNTS}
     report.print_honesty(found)
     text = capsys.readouterr().out
     assert "rank correlation with accuracy, 10 networks" in text
